@@ -1,0 +1,296 @@
+"""The docs, with or without Quarto.
+
+python tools/docs.py readme [--check]   README.md and its pictures, from nbs/index.ipynb
+python tools/docs.py colab [--check]    the Colab link, and the cell that installs clm_nb there, in every notebook
+python tools/docs.py site               the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
+"""
+import argparse, html, os, re, shutil, subprocess, sys, tempfile
+from pathlib import Path
+
+import nbformat, yaml
+from fastcore.nbio import mk_cell, read_nb, write_nb
+from nbdev.config import get_config, nbpath2html
+
+root = Path(__file__).resolve().parents[1]
+pictures = "nbs/images" # where README.md's pictures lie
+
+
+# The sources: notebooks, and what nbdev makes of them
+
+def notebooks(
+    nbs: Path = root/"nbs", # the folder of notebooks
+) -> list[Path]: # every page's notebook, index first
+    "The notebooks that are pages of the site."
+    found = [p for p in nbs.rglob("*.ipynb") if not any(o[0] in "._" for o in p.relative_to(nbs).parts)]
+    return sorted(found, key=lambda p: (p.name != "index.ipynb", p.relative_to(nbs)))
+
+
+def page(
+    nb: Path, # a notebook, relative to the folder of notebooks
+) -> str: # "tutorials/quickstart.html", "load.html"
+    "The address of a notebook's page, relative to the site."
+    return nbpath2html(nb).as_posix()
+
+
+def anchor(
+    heading: str, # a heading's Markdown
+) -> str: # "load-the-corpus"
+    "The id that Pandoc gives a heading (its auto_identifiers)."
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?", r"\1", heading)
+    text = re.sub(r"[^\w\s.-]", "", text).strip().lower()
+    return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", text)) or "section"
+
+
+def headings(
+    markdown: str, # a cell's or an output's Markdown
+) -> list[str]: # the headings' Markdown, in order
+    "The ATX headings outside of fenced code."
+    prose = re.sub(r"^(```|~~~).*?^\1", "", markdown, flags=re.S | re.M)
+    return [o.rstrip("# ") for o in re.findall(r"^#{1,6} +(.+)$", prose, flags=re.M)]
+
+
+def markdowns(
+    nb, # a processed notebook
+) -> list[str]: # prose cells and Markdown outputs (show_doc's among them), in order
+    "The Markdown of a processed notebook."
+    res = []
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": res.append(cell.source)
+        for out in cell.get("outputs", []):
+            if md := out.get("data", {}).get("text/markdown"): res.append(md if isinstance(md, str) else "".join(md))
+    return res
+
+
+# Colab
+
+def colab_url(
+    nb: Path, # a notebook, relative to the folder of notebooks
+) -> str:
+    "The address that opens a notebook in Colab, from the repository that settings.ini names."
+    cfg = get_config(root)
+    path = f"{cfg.user}/{cfg.repo}/blob/{cfg.branch}/{cfg.nbs_path.name}/{nb.as_posix()}"
+    return f"https://colab.research.google.com/github/{path}"
+
+
+def colab_cells(
+    nb: Path, # a notebook, relative to the folder of notebooks
+) -> tuple[str, str]: # a Markdown cell's and a code cell's source
+    "The two cells that follow a notebook's title: the link, and what installs clm_nb once it is followed."
+    install = f'![ -e /content ] && pip install -q "git+{get_config(root).git_url}"  # on Colab only'
+    return f"[Open in Colab]({colab_url(nb)})", f"#| hide\n#| eval: false\n{install}"
+
+
+def after_title(nb) -> int:
+    "Where the cell after a notebook's title is."
+    return 1 + next(i for i, c in enumerate(nb.cells) if c.cell_type == "markdown" and c.source.startswith("# "))
+
+
+def has_colab(path: Path, nbs: Path) -> bool:
+    "Whether the cells after a notebook's title are `colab_cells`."
+    i = after_title(nb := read_nb(path))
+    return tuple(c.source.strip() for c in nb.cells[i:i+2]) == colab_cells(path.relative_to(nbs))
+
+
+def add_colab(path: Path, nbs: Path) -> None:
+    "Put `colab_cells` after a notebook's title, in place of any that were there."
+    nb, cells = read_nb(path), colab_cells(path.relative_to(nbs))
+    old = lambda c: c.source.startswith("[Open in Colab](") or "-e /content ]" in c.source
+    nb.cells = [c for c in nb.cells if not old(c)]
+    new = [mk_cell(src, kind) for src, kind in zip(cells, ("markdown", "code"))]
+    for name, cell in zip(("colab-link", "colab-install"), new): cell["id"] = name
+    i = after_title(nb)
+    nb.cells[i:i] = new
+    write_nb(nb, path)
+
+
+def colab(check: bool) -> int:
+    "Give every notebook its Colab cells, or (check) say which lack them."
+    nbs = root/"nbs"
+    for path in (lacking := [p for p in notebooks(nbs) if not has_colab(p, nbs)]):
+        name = path.relative_to(root)
+        if not check: add_colab(path, nbs)
+        print(f"{name}: its Colab cells are missing or out of date. Run `make prepare`." if check else f"{name}: Colab cells")
+    return int(check and bool(lacking))
+
+
+# README.md
+
+def processed(
+    path: Path, # a notebook
+):
+    "A notebook as nbdev hands it to Quarto: links made, hidden cells gone, API documentation filled in."
+    from nbdev.processors import FilterDefaults
+    from nbdev.serve_drv import exec_nb
+    with tempfile.TemporaryDirectory() as tmp:
+        exec_nb(path, Path(tmp)/"nb.ipynb", FilterDefaults)
+        return nbformat.read(Path(tmp)/"nb.ipynb", as_version=4)
+
+
+def to_root(
+    markdown: str, # with links relative to nbs/
+) -> str: # with links relative to the repository's root
+    "The same Markdown, moved from nbs/ to the root."
+    fix = lambda m: m[1] + os.path.normpath(f"nbs/{m[2]}") + m[3]
+    relative = r"((?!#|[a-z][a-z0-9+.-]*:|/)[^)\"\s#]+)"
+    markdown = re.sub(rf"(\]\(){relative}([)#\s])", fix, markdown)
+    return re.sub(rf"((?:src|href)=\"){relative}([\"#])", fix, markdown)
+
+
+def front_matter(nb) -> dict:
+    "A processed notebook's title, description and output-file."
+    return yaml.safe_load(nb.cells[0].source.strip().strip("-"))
+
+
+def directives(cell) -> dict[str, str]:
+    "A code cell's `#| name: value` lines."
+    return dict(re.findall(r"^#\| *([\w-]+): *(.*?) *$", cell.source, flags=re.M)) if cell.cell_type == "code" else {}
+
+
+def plain(
+    nb, # a processed notebook; changed in place
+):
+    "The notebook for nbconvert: without front matter and comments, its Quarto directives obeyed and taken out."
+    nb.metadata["language_info"] = {"name": "python"}
+    nb.cells = [c for c in nb.cells if c.cell_type != "raw" and not c.source.startswith("<!-- WARNING")]
+    for cell in nb.cells:
+        cell.metadata = {"transient": {"remove_source": True}} if directives(cell).get("echo") == "false" else {}
+        if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
+    return nb
+
+
+def readme_files() -> dict[str, bytes]: # path relative to the root → contents
+    "README.md and its pictures, as nbs/index.ipynb says they should be."
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+    nb = processed(root/"nbs/index.ipynb")
+    fm = front_matter(nb)
+    title = f"# {fm['title']}\n\n" + (f"> {fm['description']}\n\n" if fm.get("description") else "")
+    for cell in nb.cells:
+        if cell.cell_type == "markdown": cell.source = to_root(cell.source)
+    alts = [directives(c).get("fig-alt", "").strip("\"'") for c in nb.cells if c.cell_type != "raw"][1:]
+    kinds = ["text/markdown", "image/png", "image/jpeg", "image/svg+xml", "text/plain"] # GitHub drops HTML's styles
+    exporter = MarkdownExporter(config=Config(NbConvertBase={"display_data_priority": kinds}))
+    body, res = exporter.from_notebook_node(plain(nb), {"output_files_dir": pictures, "unique_key": "readme"})
+    body = re.sub(rf"!\[\w+\]\(({pictures}/readme_(\d+)_)", lambda m: f"![{alts[int(m[2])]}]({m[1]}", body)
+    note = "<!-- Written by `make prepare` from nbs/index.ipynb: edit that. -->\n\n"
+    body = re.sub(r"[ \t]+$", "", note + title + body, flags=re.M)
+    body = re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+    return {"README.md": body.encode(), **{n: data for n, data in res["outputs"].items() if n in body}}
+
+
+def readme(check: bool) -> int:
+    "Write README.md and its pictures, or (check) say which are out of date."
+    files = readme_files()
+    stale = {p.relative_to(root).as_posix() for p in (root/pictures).glob("readme_*")} - set(files)
+    changed = [n for n, data in files.items() if not (root/n).exists() or (root/n).read_bytes() != data]
+    for name in sorted(stale) + changed:
+        print(f"{name}: out of date with nbs/index.ipynb. Run `make prepare`." if check else name)
+    if check: return int(bool(stale or changed))
+    for name in stale: (root/name).unlink()
+    for name in changed:
+        (root/name).parent.mkdir(parents=True, exist_ok=True)
+        (root/name).write_bytes(files[name])
+    return 0
+
+
+# The site
+
+notice = "This is a plain preview: no search, no API styling, no dark theme switch. Quarto builds the real site."
+quarto_help = """Quarto is not installed, so this is a plain preview of every page. For the real site, install Quarto
+(https://quarto.org/docs/get-started/, a download without further requirements) and run `make docs` again."""
+
+style = """
+body { font: 16px/1.6 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 0 1rem; color: #222; background: #fff }
+.notice { background: #fff3cd; color: #533f03; border-radius: 4px; padding: .5rem 1rem; margin: 1rem 0 }
+.columns { display: flex; gap: 2rem } nav { flex: 0 0 12rem } main { flex: 1; min-width: 0 }
+nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
+pre, .output_subarea { overflow-x: auto } .input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+table { border-collapse: collapse } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
+img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none }
+@media (max-width: 50rem) { .columns { display: block } }
+"""
+
+
+def sidebar() -> list[tuple[str, list[Path]]]: # (section, notebooks relative to nbs/)
+    "The sidebar's sections, from _quarto.yml."
+    contents = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    return [(o["section"], [Path(p) for p in o["contents"]]) for o in contents]
+
+
+def nav(
+    here: Path, # a notebook, relative to nbs/
+    titles: dict[Path, str], # of every notebook
+) -> str:
+    "The sidebar as HTML, with links relative to the page of `here`."
+    up = "../" * (len(here.parts) - 1)
+    link = lambda p: f'<li><a href="{up}{page(p)}">{html.escape(titles[p])}</a></li>'
+    return "".join(f"<b>{html.escape(name)}</b><ul>{''.join(link(p) for p in pages if p in titles)}</ul>" for name, pages in sidebar())
+
+
+def preview_links(
+    body: str, # a page's HTML
+    here: Path, # its notebook, relative to nbs/
+) -> str:
+    "The same HTML with links to notebooks, and to the published site, led to the preview's own pages."
+    up, site = "../" * (len(here.parts) - 1), re.escape(get_config(root).doc_url)
+    body = re.sub(rf'href="{site}([^"]*)"', rf'href="{up}\1"', body)
+    body = re.sub(r'href="(?![a-z]+:)([^"#]+\.ipynb)(#[^"]*)?"', lambda m: f'href="{nbpath2html(m[1]).as_posix()}{m[2] or ""}"', body)
+    text = lambda m: html.unescape(re.sub(r"<[^>]+>", "", m[2])).replace("¶", "")
+    return re.sub(r'<h(\d) id="[^"]*">(.*?)</h\1>', lambda m: f'<h{m[1]} id="{anchor(text(m))}">{m[2]}</h{m[1]}>', body, flags=re.S)
+
+
+def preview(out: Path) -> list[Path]: # the pages written
+    "Write a plain preview of every page into a folder, with nothing that other hosts would have to serve."
+    from nbconvert import HTMLExporter
+    from nbdev.serve import proc_nbs
+    from pygments.formatters import HtmlFormatter
+    os.chdir(root)
+    proc = proc_nbs(n_workers=0, force=True)
+    pages = {p.relative_to(proc): nbformat.read(p, as_version=4) for p in notebooks(proc)}
+    titles = {p: front_matter(nb)["title"] for p, nb in pages.items()}
+    exporter = HTMLExporter(template_name="basic", require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="")
+    css = style + HtmlFormatter().get_style_defs(".highlight")
+    shutil.rmtree(out, ignore_errors=True)
+    for p, nb in pages.items():
+        fm = front_matter(nb)
+        for cell in nb.cells: # show_doc's links carry Pandoc attributes
+            for o in cell.get("outputs", []):
+                if md := o.get("data", {}).get("text/markdown"): o.data["text/markdown"] = re.sub(r"\)\{[^}]*\}", ")", "".join(md))
+        body = preview_links(exporter.from_notebook_node(plain(nb))[0], p)
+        (out/page(p)).parent.mkdir(parents=True, exist_ok=True)
+        (out/page(p)).write_text(f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{html.escape(fm["title"])} · clm_nb</title><style>{css}</style></head><body>
+<p class="notice">{notice}</p><div class="columns"><nav>{nav(p, titles)}</nav><main>
+<h1>{html.escape(fm["title"])}</h1><p><i>{html.escape(fm.get("description") or "")}</i></p>
+{body}</main></div></body></html>
+""", encoding="utf-8")
+    for p in proc.rglob("*"): # pictures and the like, for pages that show them
+        if p.suffix in (".png", ".svg", ".jpg", ".gif"):
+            (to := out/p.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(p, to)
+    return [out/page(p) for p in pages]
+
+
+def site() -> int:
+    "Build the site with nbdev and Quarto where Quarto is installed; else say how to get it and write the plain preview."
+    out = get_config(root).doc_path
+    if shutil.which("quarto"): return subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=root).returncode
+    pages = preview(out)
+    print(f"{quarto_help}\n{len(pages)} pages: {out/'index.html'}")
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    "The command line."
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, what in dict(readme="write README.md", colab="write the Colab cells").items():
+        commands.add_parser(name, help=what).add_argument("--check", action="store_true", help="write nothing; fail if out of date")
+    commands.add_parser("site", help="build the site into _docs")
+    args = parser.parse_args(argv)
+    os.chdir(root)
+    return site() if args.command == "site" else {"readme": readme, "colab": colab}[args.command](args.check)
+
+
+if __name__ == "__main__": sys.exit(main())
