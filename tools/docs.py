@@ -2,7 +2,7 @@
 
 python tools/docs.py readme [--check]   README.md and its pictures, from nbs/index.ipynb
 python tools/docs.py colab [--check]    the Colab link, and the cell that installs clm_nb there, in every notebook
-python tools/docs.py site               the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
+python tools/docs.py site [--plain]     the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
 """
 import argparse, html, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -272,12 +272,14 @@ def preview(out: Path) -> list[Path]: # the pages written
     return [out/page(p) for p in pages]
 
 
-def site() -> int:
+def site(
+    use_plain: bool, # the plain preview, even where Quarto is installed
+) -> int: # exit status
     "Build the site with nbdev and Quarto where Quarto is installed; else say how to get it and write the plain preview."
-    out = get_config(root).doc_path
-    if shutil.which("quarto"): return subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=root).returncode
-    pages = preview(out)
-    print(f"{quarto_help}\n{len(pages)} pages: {out/'index.html'}")
+    out, quarto = get_config(root).doc_path, shutil.which("quarto")
+    if quarto and not use_plain: return subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=root).returncode
+    if not quarto: print(quarto_help)
+    print(f"{len(preview(out))} pages: {out/'index.html'}")
     return 0
 
 
@@ -287,10 +289,11 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in dict(readme="write README.md", colab="write the Colab cells").items():
         commands.add_parser(name, help=what).add_argument("--check", action="store_true", help="write nothing; fail if out of date")
-    commands.add_parser("site", help="build the site into _docs")
+    commands.add_parser("site", help="build the site into _docs").add_argument(
+        "--plain", action="store_true", help="the plain preview, even where Quarto is installed")
     args = parser.parse_args(argv)
     os.chdir(root)
-    return site() if args.command == "site" else {"readme": readme, "colab": colab}[args.command](args.check)
+    return site(args.plain) if args.command == "site" else {"readme": readme, "colab": colab}[args.command](args.check)
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -1,0 +1,302 @@
+"The site's sources are sound: everything that can be known without Quarto."
+import builtins, configparser, importlib, keyword, os, re, shutil, subprocess, sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat, pytest, yaml
+
+root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/"tools"))
+import docs  # tools/docs.py
+
+ini = configparser.ConfigParser(delimiters="=")
+ini.read(root/"settings.ini", encoding="utf-8")
+ini = ini["DEFAULT"]
+quarto = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
+notebooks = [p.relative_to(root/"nbs") for p in docs.notebooks(root/"nbs")]
+fenced = r"^(```|~~~).*?^\1" # a fenced block of code, with re.S and re.M
+every_notebook = pytest.mark.parametrize("nb", notebooks, ids=str)
+
+
+# What nbdev makes of the notebooks
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "A copy of the tree in which the plain preview has been built: _proc/ is what Quarto would be given, _docs/ the preview."
+    assert importlib.metadata.entry_points(group="nbdev", name="clm_nb"), "clm_nb is not installed: pip install -e '.[dev]'"
+    skip = shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    tree = Path(shutil.copytree(root, tmp_path_factory.mktemp("docs")/"tree", ignore=skip, symlinks=True))
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, "tools/docs.py", "site", "--plain"], cwd=tree, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tree
+
+
+@pytest.fixture(scope="module")
+def pages(built):
+    "The processed notebooks: {path relative to nbs/: notebook}."
+    return {p: nbformat.read(built/"_proc"/p, as_version=4) for p in notebooks if (built/"_proc"/p).exists()}
+
+
+@pytest.fixture(scope="module")
+def anchors(pages):
+    "The ids on every page: {page.html: {id, …}}."
+    return {docs.page(p): {docs.anchor(h) for md in docs.markdowns(nb) for h in docs.headings(md)} for p, nb in pages.items()}
+
+
+def test_every_notebook_is_processed(pages):
+    assert list(pages) == notebooks
+    fronts = {p: docs.front_matter(nb) for p, nb in pages.items()}
+    for p, front in fronts.items():
+        assert front["title"] and front.get("description"), f"{p}: needs an H1 title and a one-line `>` subtitle"
+        assert front["output-file"] == Path(docs.page(p)).name
+    assert len({docs.page(p) for p in pages}) == len(pages)
+
+
+def test_index_and_quickstart_are_there(): assert {Path("index.ipynb"), Path("tutorials/quickstart.ipynb")} <= set(notebooks)
+
+
+def test_api_pages_are_filled_in(anchors):
+    "Every public function and class that a module defines has its show_doc entry on the page its link goes to."
+    from clm_nb._modidx import d
+    public = {name: at for syms in d["syms"].values() for name, at in syms.items() if not re.search(r"\._", name)}
+    top = {n: at for n, at in public.items() if n.count(".") == 2}
+    assert top
+    missing = [n for n, (at, _) in top.items() if at.partition("#")[2] not in anchors[at.partition("#")[0]]]
+    assert not missing, f"no documentation on the page for {missing}"
+
+
+@every_notebook
+def test_show_doc_has_output(nb, pages):
+    for cell in pages[nb].cells:
+        if cell.cell_type != "code" or "show_doc(" not in cell.source: continue
+        assert any("text/markdown" in o.get("data", {}) for o in cell.outputs), cell.source
+
+
+# Links
+
+def prose(nb):
+    "A notebook's Markdown without code: fenced blocks and inline code taken out."
+    text = re.sub(fenced, "", "\n\n".join(docs.markdowns(nb)), flags=re.S | re.M)
+    return re.sub(r"`[^`\n]*`", "`code`", text)
+
+
+def links(text):
+    "The targets of a Markdown text's links and pictures."
+    return re.findall(r"\]\(<?([^)\s>]+)", text) + re.findall(r"(?:href|src)=[\"']([^\"']+)", text)
+
+
+def problem(target, here, anchors):
+    "What is wrong with a link on a page, or None."
+    path, _, fragment = unquote(target).partition("#")
+    blob = f"{ini['git_url']}/blob/{ini['branch']}/"
+    if path.startswith(ini["doc_url"]): page = path.removeprefix(ini["doc_url"]) or "index.html"
+    elif path.startswith(blob): return None if (root/path.removeprefix(blob)).exists() else "no such file in the repository"
+    elif re.match(r"[a-z][a-z0-9+.-]*:", path): return None # another site
+    elif not path: page = docs.page(here)
+    else:
+        file = Path(os.path.normpath(here.parent/path))
+        if path.endswith(".html"): return "link to the notebook (.ipynb), which works in Jupyter and on GitHub too"
+        if not (root/"nbs"/file).exists(): return "no such file in nbs/"
+        if not path.endswith(".ipynb"): return None
+        page = docs.page(file)
+    if page not in anchors: return "no such page"
+    return "no such heading on that page" if fragment and fragment not in anchors[page] else None
+
+
+@every_notebook
+def test_every_internal_link_resolves(nb, pages, anchors):
+    found = {t: problem(t, nb, anchors) for t in links(prose(pages[nb]))}
+    assert not (bad := {t: p for t, p in found.items() if p}), bad
+
+
+def test_a_broken_link_is_noticed(anchors):
+    here = Path("tutorials/quickstart.ipynb")
+    assert problem("../index.ipynb", here, anchors) is None
+    assert problem("index.ipynb", here, anchors) == "no such file in nbs/"
+    assert problem("../index.ipynb#nowhere", here, anchors) == "no such heading on that page"
+    assert problem(ini["doc_url"] + "gone.html", here, anchors) == "no such page"
+    assert problem("../index.html", here, anchors).startswith("link to the notebook")
+
+
+@pytest.mark.parametrize("heading, expected", [
+    ("Why `group_texts` is slow", "why-group_texts-is-slow"), ("3. The *plain* way!", "the-plain-way"),
+    ("`Ledger.add`", "ledger.add"), ("[Load](00_load.ipynb), then train", "load-then-train"), ("Tokens & blocks", "tokens-blocks")])
+def test_anchor_is_pandocs(heading, expected): assert docs.anchor(heading) == expected
+
+
+# Backticked names
+
+@pytest.fixture(scope="module")
+def code_words():
+    "Every word that occurs in code (fenced code too), in what code printed, or in the project's own settings."
+    cells = [c for p in notebooks for c in nbformat.read(root/"nbs"/p, as_version=4).cells]
+    text = [c.source for c in cells if c.cell_type == "code"]
+    text += [m[0] for c in cells if c.cell_type == "markdown" for m in re.finditer(fenced, c.source, flags=re.S | re.M)]
+    text += [str(o.get("text") or o.get("data", {}).get("text/plain", "")) for c in cells for o in c.get("outputs", [])]
+    text += [p.read_text(encoding="utf-8") for d in ("clm_nb", "tests", "tools") for p in (root/d).glob("*.py") if p.name != "_modidx.py"]
+    text += [(root/n).read_text(encoding="utf-8") for n in ("settings.ini", "Makefile", "pyproject.toml", "_quarto.yml", "constraints.txt")]
+    return set(re.findall(r"\w+", "\n".join(text))) | set(dir(builtins)) | set(keyword.kwlist)
+
+
+def importable(name):
+    "Whether a dotted name is a module, or an attribute of one, here or in the libraries the notebooks are about."
+    for lib in ("", "transformers.", "datasets.", "torch.", "torch.nn.functional.", "tokenizers.", "evaluate.", "accelerate."):
+        parts = (lib + name).split(".")
+        for i in range(len(parts), 0, -1):
+            try: obj = importlib.import_module(".".join(parts[:i]))
+            except ImportError: continue
+            if all(hasattr(obj, a) and (obj := getattr(obj, a), True)[1] for a in parts[i:]): return True
+            break
+    return False
+
+
+def names(text):
+    "The backticked names of a Markdown text that carry no link, as {name: whether it can only be a name, not a word}."
+    text = re.sub(r"\[`[^`\n]+`\]\([^)]*\)", "", re.sub(fenced, "", text, flags=re.S | re.M))
+    found = re.findall(r"(?<!`)`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?`(?!`)", text)
+    return {name: bool(call or re.search(r"[._]|[a-z][A-Z]", name)) for name, call in found}
+
+
+@every_notebook
+def test_every_backticked_name_resolves(nb, pages, code_words):
+    "A name of the library becomes a link; any other occurs in code or can be imported."
+    from clm_nb._modidx import d
+    full = [n for syms in d["syms"].values() for n in syms if "._" not in n]
+    library = {o for n in full for o in (n, n.split(".", 1)[1], n.split(".", 2)[2])}
+    found = names("\n\n".join(docs.markdowns(pages[nb])))
+    unlinked = sorted(set(found) & library)
+    assert not unlinked, f"names of the library that don't become links: {unlinked}. Write `name` or `clm_nb.module.name`"
+    unknown = sorted(n for n, sure in found.items() if sure and not set(n.split(".")) <= code_words and not importable(n))
+    assert not unknown, f"names that occur in no code and can't be imported: {unknown}"
+
+
+def test_a_name_that_is_nowhere_is_noticed(code_words):
+    gone = "load_" + "corpora"
+    assert names(f"Call `{gone}()` or [`load_corpus`](load.html#load_corpus).") == {gone: True}
+    assert names("`word`") == {"word": False}
+    assert gone not in code_words and not importable(gone)
+    assert importable("AutoModelForCausalLM.from_pretrained") and importable("clm_nb.load")
+
+
+# _quarto.yml
+
+known = { # the keys that Quarto's schema allows, as far as the site uses that part of it
+    (): "project website format format-links execute metadata-files lang",
+    ("project",): "title type output-dir render resources pre-render post-render preview",
+    ("website",): """title description favicon site-url site-path repo-url repo-link-target repo-link-rel repo-subdir repo-branch
+        issue-url repo-actions reader-mode google-analytics cookie-consent search navbar sidebar body-header body-footer margin-header
+        margin-footer page-navigation back-to-top-navigation bread-crumbs page-footer image image-alt comments open-graph twitter-card
+        other-links code-links""",
+    ("website", "search"): "location type limit collapse-after copy-button keyboard-shortcut show-item-context algolia",
+    ("website", "navbar"): """title logo logo-alt logo-href background foreground search pinned collapse collapse-below left right
+        toggle-position tools""",
+    ("website", "sidebar"): """id title logo search tools contents style background foreground border alignment collapse-level pinned
+        header footer""",
+    ("website", "page-footer"): "left right center border background foreground",
+    ("format",): "html commonmark",
+    ("format", "html"): """theme toc toc-depth toc-title toc-location css code-copy code-fold code-overflow code-tools html-math-method
+        keep-md highlight-style link-external-newwindow link-external-icon anchor-sections smooth-scroll grid include-in-header""",
+}
+
+
+def test_quarto_yml_has_only_keys_that_quarto_knows():
+    for path, keys in known.items():
+        part = quarto
+        for key in path: part = part[key]
+        assert not (unknown := set(part) - set(keys.split())), f"{'.'.join(path)}: {unknown}"
+
+
+def test_quarto_yml_says_what_settings_say():
+    web = quarto["website"]
+    assert quarto["project"] | {"type": "website", "output-dir": ini["doc_path"]} == quarto["project"]
+    assert (web["title"], web["description"]) == (ini["lib_name"], ini["description"])
+    assert (web["site-url"], web["repo-url"]) == (ini["doc_url"], ini["git_url"])
+    assert (web["repo-branch"], web["repo-subdir"]) == (ini["branch"], ini["nbs_path"])
+    assert set(web["repo-actions"]) <= {"none", "edit", "source", "issue"}
+    assert ini["license"] in web["page-footer"]["left"]
+
+
+def test_quarto_yml_is_where_nbdev_looks():
+    link = root/"nbs/_quarto.yml"
+    assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
+
+
+def test_themes_are_light_and_dark_and_ask_nothing_of_other_hosts():
+    html = quarto["format"]["html"]
+    assert set(html["theme"]) == {"light", "dark"} and html["html-math-method"] == "mathml"
+    for layers in html["theme"].values():
+        sheets = [root/"nbs"/o for o in layers if o.endswith(".scss")]
+        assert any("$web-font-path: false;" in s.read_text() for s in sheets)
+
+
+def items(part):
+    "The entries of a navbar's or a sidebar's part, nested ones too."
+    for o in part:
+        yield o
+        if isinstance(o, dict): yield from items(o.get("menu", o.get("contents", [])))
+
+
+def test_every_page_is_in_the_sidebar_once():
+    listed = [Path(o) for o in items(quarto["website"]["sidebar"]["contents"]) if isinstance(o, str)]
+    assert sorted(listed) == sorted(notebooks)
+    assert [name for name, _ in docs.sidebar()] == ["Start", "Stages", "Library"]
+
+
+def test_every_navbar_entry_exists():
+    navbar = quarto["website"]["navbar"]
+    targets = [o["href"] for o in items(navbar["left"] + navbar["right"]) if "href" in o]
+    assert ini["git_url"] in targets
+    assert {Path(t) for t in targets if "://" not in t} <= set(notebooks)
+
+
+# Colab
+
+@every_notebook
+def test_every_page_opens_in_colab(nb, pages):
+    url = f"https://colab.research.google.com/github/{ini['user']}/{ini['repo']}/blob/{ini['branch']}/{ini['nbs_path']}/{nb.as_posix()}"
+    assert f"[Open in Colab]({url})" in docs.markdowns(pages[nb])[:3], "run `make prepare`"
+    install, = [c for c in nbformat.read(root/"nbs"/nb, as_version=4).cells if "-e /content ]" in c.source]
+    assert ini["git_url"] in install.source and "#| eval: false" in install.source
+
+
+# The plain preview
+
+def test_preview_has_every_page_and_says_what_it_is(built):
+    out = built/"_docs"
+    assert {p.relative_to(out).as_posix() for p in out.rglob("*.html")} == {docs.page(p) for p in notebooks}
+    for p in out.rglob("*.html"): assert docs.notice in p.read_text(encoding="utf-8"), p
+
+
+@every_notebook
+def test_preview_needs_no_other_host(nb, built):
+    text = (built/"_docs"/docs.page(nb)).read_text(encoding="utf-8")
+    loads = re.findall(r"<(?:script|img|iframe)[^>]*src=\"(?:https?:)?//[^\"]*|<link[^>]*>|@import[^;]*|url\((?:https?:)?//[^)]*", text)
+    assert not loads, loads
+
+
+@every_notebook
+def test_preview_links_resolve(nb, built):
+    page = built/"_docs"/docs.page(nb)
+    text = re.sub(r"<pre>.*?</pre>", "", page.read_text(encoding="utf-8"), flags=re.S)
+    local = [t for t in re.findall(r"<a[^>]*href=\"([^\"]+)\"", text) if not re.match(r"[a-z]+:|#", t)]
+    assert local
+    for target in local:
+        path, _, fragment = target.partition("#")
+        file = page.parent/path
+        assert file.exists(), target
+        assert not fragment or f'id="{fragment}"' in file.read_text(encoding="utf-8"), target
+
+
+def test_without_quarto_docs_says_how_to_get_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(docs.shutil, "which", lambda name: None)
+    monkeypatch.setattr(docs, "preview", lambda out: [out/"index.html"])
+    assert docs.main(["site"]) == 0
+    assert "https://quarto.org/docs/get-started/" in capsys.readouterr().out
+
+
+def test_with_quarto_docs_is_nbdevs(monkeypatch):
+    ran = []
+    monkeypatch.setattr(docs.shutil, "which", lambda name: "/usr/bin/quarto")
+    monkeypatch.setattr(docs.subprocess, "run", lambda cmd, **kw: ran.append(Path(cmd[0]).name) or subprocess.CompletedProcess(cmd, 0))
+    assert docs.main(["site"]) == 0 and ran == ["nbdev-docs"]

@@ -1,0 +1,158 @@
+"The package: one set of metadata wherever it is read, an sdist and a wheel that work without the checkout."
+import configparser, email, os, re, shutil, subprocess, sys, tomllib, zipfile
+from pathlib import Path
+
+import pytest, yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+root = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def ini():
+    "settings.ini, the single source."
+    cfg = configparser.ConfigParser(delimiters="=")
+    cfg.read(root/"settings.ini", encoding="utf-8")
+    return cfg["DEFAULT"]
+
+
+def lines(value): return [o.strip() for o in value.splitlines() if o.strip()]
+
+
+def pins():
+    "constraints.txt as {canonical name: requirement}."
+    found = [o for o in lines((root/"constraints.txt").read_text()) if not o.startswith("#")]
+    return {canonicalize_name(Requirement(o).name): Requirement(o) for o in found}
+
+
+# One set of metadata
+
+def test_pyproject_repeats_settings(ini):
+    project = tomllib.loads((root/"pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["name"] == ini["lib_name"]
+    assert project["description"] == ini["description"]
+    assert project["requires-python"] == f">={ini['min_python']}"
+    assert project["authors"] == [{"name": ini["author"], "email": ini["author_email"]}]
+    assert project["urls"] == {"Repository": ini["git_url"], "Documentation": ini["doc_url"]}
+
+
+def test_nbdev_reads_what_settings_say(ini):
+    from nbdev.config import get_config
+    cfg = get_config(root)
+    for key in "lib_name version description git_url doc_url user repo branch min_python".split(): assert getattr(cfg, key) == ini[key], key
+    for key in "lib_path nbs_path doc_path".split(): assert getattr(cfg, key) == root/ini[key], key
+
+
+def test_one_version(ini):
+    source = (root/"clm_nb/__init__.py").read_text(encoding="utf-8")
+    assert re.search(r'^__version__ = "(.*)"$', source, flags=re.M)[1] == ini["version"]
+
+
+def test_constraints_pin_every_requirement(ini):
+    pinned = pins()
+    for req in map(Requirement, lines(ini["requirements"]) + lines(ini["dev_requirements"])):
+        pin = pinned[canonicalize_name(req.name)]
+        spec, = pin.specifier
+        assert spec.operator == "==" and req.specifier.contains(spec.version, prereleases=True), f"{pin} is outside of {req}"
+
+
+def test_constraints_are_exact_and_portable():
+    for pin in pins().values():
+        spec, = pin.specifier
+        assert spec.operator == "==" and "+" not in spec.version and pin.url is None, pin
+
+
+# sdist and wheel
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    "A folder with an sdist of the tree and the wheel built from that sdist, without the network."
+    tmp = tmp_path_factory.mktemp("dist")
+    skip = shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "build", "dist", "*.egg-info", "__pycache__")
+    shutil.copytree(root, tmp/"src", ignore=skip, symlinks=True)
+    done = subprocess.run([sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp, tmp/"src"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return tmp
+
+
+@pytest.fixture(scope="module")
+def wheel(dist):
+    "The unpacked wheel."
+    path, = dist.glob("*.whl")
+    zipfile.ZipFile(path).extractall(dist/"wheel")
+    return dist/"wheel"
+
+
+def test_sdist_holds_what_building_needs(dist):
+    import tarfile
+    path, = dist.glob("*.tar.gz")
+    names = {n.partition("/")[2] for n in tarfile.open(path).getnames()}
+    assert {"settings.ini", "setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"} <= names
+
+
+def test_wheel_metadata(ini, wheel):
+    info, = wheel.glob("*.dist-info")
+    meta = email.message_from_string((info/"METADATA").read_text(encoding="utf-8"))
+    assert (meta["Name"], meta["Version"], meta["Summary"]) == (ini["lib_name"], ini["version"], ini["description"])
+    assert meta["Requires-Python"] == f">={ini['min_python']}"
+    assert "Apache-2.0" in (meta["License"], meta["License-Expression"])
+    reqs = list(map(Requirement, meta.get_all("Requires-Dist")))
+    expected = lambda key: {str(Requirement(o)) for o in lines(ini[key])}
+    assert {str(r) for r in reqs if not r.marker} == expected("requirements")
+    assert {str(r).partition(";")[0].strip() for r in reqs if r.marker and "dev" in str(r.marker)} == expected("dev_requirements")
+    entry = configparser.ConfigParser()
+    entry.read(info/"entry_points.txt")
+    assert dict(entry["console_scripts"]) == {"clm_nb": "clm_nb.cli:main"}
+    assert dict(entry["nbdev"]) == {"clm_nb": "clm_nb._modidx:d"}
+    assert (info/"licenses/LICENSE").read_text().count("Apache License") >= 1
+
+
+def test_readme_on_a_package_index_has_no_relative_link(wheel):
+    info, = wheel.glob("*.dist-info")
+    text = email.message_from_string((info/"METADATA").read_text(encoding="utf-8")).get_payload()
+    assert not (found := re.findall(r"\]\((?![a-z]+:|#)[^)]*\)", text)), found
+
+
+def test_wheel_holds_every_module(wheel):
+    modules = lambda folder: {p.relative_to(folder).as_posix() for p in (folder/"clm_nb").rglob("*.py")}
+    assert modules(wheel) == modules(root)
+
+
+def test_wheel_imports_outside_the_checkout(ini, wheel, tmp_path):
+    code = """if True:
+        import importlib, pathlib, pkgutil, sys, clm_nb
+        home = pathlib.Path(clm_nb.__file__).parent
+        for m in pkgutil.iter_modules(clm_nb.__path__): importlib.import_module(f"clm_nb.{m.name}")
+        assert all(pathlib.Path(m.__file__).parent == home for n, m in sys.modules.items() if n.startswith("clm_nb."))
+        print(home, clm_nb.__version__)"""
+    env = os.environ | {"PYTHONPATH": str(wheel)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(wheel/"clm_nb"), ini["version"]]
+
+
+def test_import_is_light(tmp_path):
+    "`import clm_nb` alone brings in none of the heavy libraries."
+    code = "import sys, clm_nb; print([m for m in ('torch', 'transformers', 'datasets', 'matplotlib', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# The commands
+
+def test_every_make_target_is_explained():
+    targets = re.search(r"^\.PHONY: (.*)$", (root/"Makefile").read_text(), flags=re.M)[1].split()
+    shown = subprocess.run(["make", "--no-print-directory"], cwd=root, capture_output=True, text=True, check=True).stdout
+    for target in set(targets) - {"help"}: assert re.search(rf"^make {target} +\S", shown, flags=re.M), target
+
+
+def test_ci_runs_make_test(ini):
+    run = root/".ci/run"
+    assert os.access(run, os.X_OK) and "make test" in run.read_text()
+    flow = yaml.safe_load((root/".github/workflows/test.yml").read_text())
+    job = flow["jobs"]["test"]
+    assert [s["run"] for s in job["steps"] if "run" in s] == [".ci/run"]
+    assert job["strategy"]["matrix"]["python"][0] == ini["min_python"]
+    docs = yaml.safe_load((root/".github/workflows/docs.yml").read_text())
+    assert [s["run"] for s in docs["jobs"]["docs"]["steps"] if "run" in s] == ["make docs"]
