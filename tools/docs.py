@@ -265,10 +265,7 @@ def preview(out: Path) -> list[Path]: # the pages written
 <h1>{html.escape(fm["title"])}</h1><p><i>{html.escape(fm.get("description") or "")}</i></p>
 {body}</main></div></body></html>
 """, encoding="utf-8")
-    for p in proc.rglob("*"): # pictures and the like, for pages that show them
-        if p.suffix in (".png", ".svg", ".jpg", ".gif"):
-            (to := out/p.relative_to(proc)).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(p, to)
+    if (proc/"images").exists(): shutil.copytree(proc/"images", out/"images")
     return [out/page(p) for p in pages]
 
 
