@@ -1,5 +1,5 @@
 "The package: one set of metadata wherever it is read, an sdist and a wheel that work without the checkout."
-import configparser, email, os, re, shutil, subprocess, sys, tomllib, zipfile
+import ast, configparser, email, importlib.metadata, os, re, shutil, subprocess, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -137,6 +137,29 @@ def test_import_is_light(tmp_path):
     code = "import sys, clm_nb; print([m for m in ('torch', 'transformers', 'datasets', 'matplotlib', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def closure(reqs):
+    "The distributions that installing some requirements brings, by canonical name."
+    done, todo = set(), [Requirement(o).name for o in reqs]
+    while todo:
+        if (name := canonicalize_name(todo.pop())) in done: continue
+        done.add(name)
+        wanted = [r for r in map(Requirement, importlib.metadata.requires(name) or []) if not r.marker or r.marker.evaluate({"extra": ""})]
+        todo += [r.name for r in wanted]
+    return done
+
+
+def test_modules_import_only_what_running_installs(ini):
+    "No module needs a package that only the dev extra brings."
+    trees = {p.name: ast.parse(p.read_text(encoding="utf-8")) for p in (root/"clm_nb").rglob("*.py")}
+    found = {(a.name, p) for p, t in trees.items() for o in ast.walk(t) if isinstance(o, ast.Import) for a in o.names}
+    found |= {(o.module, p) for p, t in trees.items() for o in ast.walk(t) if isinstance(o, ast.ImportFrom) and not o.level}
+    runtime, dists = closure(lines(ini["requirements"])), importlib.metadata.packages_distributions()
+    for name, path in found:
+        top = name.partition(".")[0]
+        if top in sys.stdlib_module_names or top == ini["lib_name"]: continue
+        assert {canonicalize_name(o) for o in dists[top]} & runtime, f"{path} imports {name}, which is not in settings.ini's requirements"
 
 
 # The commands
