@@ -1,5 +1,6 @@
 "The package: one set of metadata wherever it is read, an sdist and a wheel that work without the checkout."
-import ast, configparser, email, importlib.metadata, os, re, shutil, subprocess, sys, tomllib, zipfile
+import ast, builtins, configparser, email, importlib, importlib.metadata, os, re, shutil
+import subprocess, symtable, sys, tomllib, zipfile
 from pathlib import Path
 
 import pytest, yaml
@@ -160,6 +161,20 @@ def test_modules_import_only_what_running_installs(ini):
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or top == ini["lib_name"]: continue
         assert {canonicalize_name(o) for o in dists[top]} & runtime, f"{path} imports {name}, which is not in settings.ini's requirements"
+
+
+def global_names(table):
+    "The global names that a symbol table's code, and the code inside it, refers to."
+    found = {s.get_name() for s in table.get_symbols() if s.is_referenced() and s.is_global()}
+    return found.union(*map(global_names, table.get_children()))
+
+
+@pytest.mark.parametrize("path", sorted((root/"clm_nb").glob("[!_]*.py")), ids=lambda p: p.stem)
+def test_modules_define_every_name_they_use(path):
+    "A name may be there in the notebook, from a cell that isn't exported, and not in the module."
+    module = importlib.import_module(f"clm_nb.{path.stem}")
+    used = global_names(symtable.symtable(path.read_text(encoding="utf-8"), path.name, "exec"))
+    assert not (missing := sorted(n for n in used if not hasattr(module, n) and not hasattr(builtins, n))), missing
 
 
 # The commands
