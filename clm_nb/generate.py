@@ -8,7 +8,7 @@ Docs: https://clm-nb.github.io/clm_nb/generate.html.md"""
 __all__ = ['prompt_ids', 'left_padded', 'stop_ids', 'clean_config', 'own_rng', 'generate', 'stream', 'sampling_probabilities',
            'NextTokens', 'next_tokens']
 
-# %% ../nbs/07_generate.ipynb #093b4405
+# %% ../nbs/07_generate.ipynb #74801128
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +18,7 @@ from queue import SimpleQueue
 from .perplexity import evaluating
 from .tokenize import document_affixes
 
-# %% ../nbs/07_generate.ipynb #21de1575
+# %% ../nbs/07_generate.ipynb #8a6cd403
 def prompt_ids(
     tokenizer, # a fast tokenizer, with or without pad and EOS tokens
     prompt: str, # may be empty
@@ -27,7 +27,8 @@ def prompt_ids(
     prefix, _ = document_affixes(tokenizer, add_eos=False)
     ids = prefix + tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"]
     ids = ids or document_affixes(tokenizer)[1][-1:]
-    if not ids: raise ValueError("The prompt is empty, and the tokenizer has no BOS or EOS to begin with. Give some text.")
+    if not ids:
+        raise ValueError("The prompt is empty, and the tokenizer has no BOS or EOS to begin with. Give some text.")
     return ids
 
 
@@ -43,12 +44,12 @@ def left_padded(
     mask = [[0]*(width - len(row)) + [1]*len(row) for row in rows]
     return dict(input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device))
 
-# %% ../nbs/07_generate.ipynb #cc2757d8
+# %% ../nbs/07_generate.ipynb #2aa6c4d9
 def _check_options(max_new_tokens, do_sample, temperature, top_k, top_p, num_beams, **kwargs):
     "`ValueError` for the first option that can't be used"
     for name, value, fine, expected in [
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "Use 1 or more"),
-        ("temperature", temperature, temperature > 0, "Use a number above 0, e.g. 0.7; for the likeliest token do_sample=False"),
+        ("temperature", temperature, temperature > 0, "Use e.g. 0.7, or do_sample=False for the likeliest token"),
         ("top_k", top_k, top_k >= 0, "Use a whole number; 0 keeps all tokens"),
         ("top_p", top_p, 0 < top_p <= 1, "Use a share above 0; 1.0 keeps all tokens"),
         ("num_beams", num_beams, num_beams >= 1, "Use 1 for no beam search, or e.g. 4"),
@@ -57,7 +58,7 @@ def _check_options(max_new_tokens, do_sample, temperature, top_k, top_p, num_bea
     ]:
         if not fine: raise ValueError(f"{name}={value} can't be used. {expected}.")
 
-# %% ../nbs/07_generate.ipynb #3854f8e2
+# %% ../nbs/07_generate.ipynb #98195bf8
 def stop_ids(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -78,7 +79,7 @@ def clean_config(model, tokenizer, max_new_tokens, do_sample, temperature, top_k
                               eos_token_id=stop or None, pad_token_id=pad, **options)
     return config, config.update(**kwargs)
 
-# %% ../nbs/07_generate.ipynb #d3ba2d75
+# %% ../nbs/07_generate.ipynb #c90c76b2
 def _rng_states() -> list[tuple]:
     "(setter, state) of every random generator that sampling may draw from"
     import torch
@@ -112,7 +113,7 @@ class own_rng:
 def _restore(states):
     for set_state, state in states: set_state(state)
 
-# %% ../nbs/07_generate.ipynb #931fca4b
+# %% ../nbs/07_generate.ipynb #5ecffce6
 def _check_room(model, prompt_length: int, new: int = 0):
     "`ValueError` if the prompt and what is to come are longer than the model's context"
     from clm_nb.train import context_length
@@ -123,7 +124,7 @@ def _check_room(model, prompt_length: int, new: int = 0):
     raise ValueError(f"The prompt's {prompt_length} tokens{asked} don't fit into the model's context of {context}. "
                      f"Use {fewer}a shorter prompt.")
 
-# %% ../nbs/07_generate.ipynb #bbdd9ff8
+# %% ../nbs/07_generate.ipynb #8d514d4b
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], **options):
@@ -147,7 +148,7 @@ class _Job:
         new = takewhile(lambda i: i not in (self.config.eos_token_id or []), new_ids)
         return decode(self.rows[row] + list(new))[len(decode(self.rows[row])):]
 
-# %% ../nbs/07_generate.ipynb #d2c494b0
+# %% ../nbs/07_generate.ipynb #f00ed753
 def generate(
     model, # a causal language model
     tokenizer, # its tokenizer; with or without pad and EOS tokens
@@ -171,7 +172,7 @@ def generate(
     texts = [p*return_full_text + job.text(i, ids) for i, (p, ids) in enumerate(zip(prompts, new))]
     return texts[0] if isinstance(prompt, str) else texts
 
-# %% ../nbs/07_generate.ipynb #a0ba9030
+# %% ../nbs/07_generate.ipynb #cb14c69f
 class _Closed(BaseException):
     "Raised in the working thread once nobody reads any more"
 
@@ -209,7 +210,7 @@ class _Turns:
         if isinstance(given, BaseException): raise given
         return given
 
-# %% ../nbs/07_generate.ipynb #8862ef7b
+# %% ../nbs/07_generate.ipynb #6c4a8e27
 def _pieces(job: _Job, tokens: Iterator) -> Iterator[str]:
     "The text that each token adds; an unfinished UTF-8 character waits for its last byte"
     ids, sent = [], 0
@@ -222,7 +223,7 @@ def _pieces(job: _Job, tokens: Iterator) -> Iterator[str]:
             sent = max(sent, len(text))
     if rest := job.text(0, ids)[sent:]: yield rest
 
-# %% ../nbs/07_generate.ipynb #9784e6b4
+# %% ../nbs/07_generate.ipynb #b1e13944
 def stream(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -236,8 +237,10 @@ def stream(
     **generate_kwargs, # any other field of `GenerationConfig` or argument of `model.generate`
 ) -> Iterator[str]: # close it, or just stop reading, and the model stops
     "The continuation of `prompt` piece by piece, each as soon as it is made"
-    if not isinstance(prompt, str): raise ValueError(f"prompt is a {type(prompt).__name__}. One text can be streamed at a time.")
-    if generate_kwargs.pop("num_beams", 1) != 1: raise ValueError("Beam search has no text before its end. Use num_beams=1.")
+    if not isinstance(prompt, str):
+        raise ValueError(f"prompt is a {type(prompt).__name__}. One text can be streamed at a time.")
+    if generate_kwargs.pop("num_beams", 1) != 1:
+        raise ValueError("Beam search has no text before its end. Use num_beams=1.")
     job = _Job(model, tokenizer, [prompt], max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
                top_k=top_k, top_p=top_p, num_beams=1, **generate_kwargs)
     rng = own_rng(seed)
@@ -246,7 +249,7 @@ def stream(
         with rng, evaluating(model): yield
     return _pieces(job, _Turns().tokens(job.run, turn))
 
-# %% ../nbs/07_generate.ipynb #7b3e83db
+# %% ../nbs/07_generate.ipynb #84a662d4
 def sampling_probabilities(
     logits, # (..., vocabulary) float tensor
     temperature: float = 1.0, # divides the logits
@@ -261,7 +264,7 @@ def sampling_probabilities(
     if top_p < 1: warpers.append(TopPLogitsWarper(top_p))
     return warpers(None, logits.float()).softmax(-1)
 
-# %% ../nbs/07_generate.ipynb #a1469234
+# %% ../nbs/07_generate.ipynb #10f4aa9f
 @dataclass
 class NextTokens:
     "The likeliest next tokens, and what the options make of them"
@@ -274,7 +277,8 @@ class NextTokens:
     def _rows(self):
         rest = "all others", "", 1 - sum(self.before), 1 - sum(self.after)
         rows = [*zip(map(repr, self.tokens), map(str, self.ids), self.before, self.after), rest]
-        return [("token", "id", "before", "after"), *((t, i, f"{b:.1%}", f"{abs(a):.1%}" if a else "–") for t, i, b, a in rows)]
+        shares = ((t, i, f"{b:.1%}", f"{abs(a):.1%}" if a else "–") for t, i, b, a in rows)
+        return [("token", "id", "before", "after"), *shares]
 
     def __str__(self): return "\n".join(f"{t:<20} {i:>6} {b:>7} {a:>7}" for t, i, b, a in self._rows())
 
@@ -282,9 +286,10 @@ class NextTokens:
         from html import escape
         cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in self._rows())
         head, *body = (f"<tr>{row}</tr>" for row in cells)
-        return f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table><p>{self.kept:,} tokens can be drawn.</p>"
+        table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+        return f"{table}<p>{self.kept:,} tokens can be drawn.</p>"
 
-# %% ../nbs/07_generate.ipynb #f31f8524
+# %% ../nbs/07_generate.ipynb #c49b7e12
 def _plot(self, ax=None): # matplotlib axes; a new figure if None
     "Bars of the probabilities before and after"
     import matplotlib.pyplot as plt, numpy as np
@@ -301,7 +306,7 @@ def _plot(self, ax=None): # matplotlib axes; a new figure if None
 
 NextTokens.plot = _plot
 
-# %% ../nbs/07_generate.ipynb #1d2a7b7a
+# %% ../nbs/07_generate.ipynb #79a7089f
 def next_tokens(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -319,5 +324,5 @@ def next_tokens(
     with evaluating(model): logits = model(torch.tensor([ids], device=model.device)).logits[:, -1].float().cpu()
     before, after = logits.softmax(-1)[0], sampling_probabilities(logits, temperature, top_k, top_p)[0]
     top = before.topk(min(n, len(before))).indices
-    return NextTokens([tokenizer.decode([i]) for i in top.tolist()], top.tolist(), before[top].tolist(), after[top].tolist(),
-                      int((after > 0).sum()))
+    texts = [tokenizer.decode([i]) for i in top.tolist()]
+    return NextTokens(texts, top.tolist(), before[top].tolist(), after[top].tolist(), int((after > 0).sum()))

@@ -44,7 +44,7 @@ def evaluating(
     finally:
         for module in training: module.training = True
 
-# %% ../nbs/06_perplexity.ipynb #2a2ac80f
+# %% ../nbs/06_perplexity.ipynb #76e601d6
 def token_losses(
     model, # a causal language model, in any precision, on any device
     input_ids, # (batch, block) token ids: a tensor or equally long lists
@@ -54,11 +54,13 @@ def token_losses(
     import torch
     from clm_nb.train import check_fit
     ids = torch.as_tensor(input_ids, device=model.device).long()
-    mask = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask, device=model.device).long()
+    mask = torch.ones_like(ids) if attention_mask is None else torch.as_tensor(attention_mask, device=ids.device).long()
     check_fit(model.config, ids.shape[1])
     if (mask.diff() > 0).any(): raise ValueError("attention_mask has padding before text. Pad rows on the right.")
-    with evaluating(model):
-        logits = model(ids, attention_mask=None if mask.all() else mask, use_cache=False).logits
+    if (top := ids.max()) >= (size := model.config.get_text_config().vocab_size):
+        raise ValueError(f"Token id {top} is beyond the model's vocabulary of {size:,}. "
+                         "Use the tokenizer the model was trained with.")
+    with evaluating(model): logits = model(ids, use_cache=False).logits  # no token sees the padding after it
     return logit_losses(logits.detach(), ids).masked_fill(mask[:, 1:] == 0, math.nan)
 
 # %% ../nbs/06_perplexity.ipynb #75d64069
@@ -98,7 +100,7 @@ def _exp(loss: float) -> float:
     "exp(loss); infinity where a float can't hold it"
     return math.inf if loss > 709 else math.exp(loss)
 
-# %% ../nbs/06_perplexity.ipynb #d7bbf6b8
+# %% ../nbs/06_perplexity.ipynb #8ab39c31
 class LossSums:
     "Running float64 sums from which a `Perplexity` comes: constant memory, and no trace of the batches"
     def __init__(self): self.rows, self.total, self.moments, self.nbytes = 0, 0, 0, None
@@ -113,7 +115,8 @@ class LossSums:
         losses, counted = np.asarray(losses, np.float64), np.asarray(counted, bool)
         sums = np.stack([np.where(counted, losses, 0).sum(-1), counted.sum(-1)], 1)
         sums = sums[sums[:, 1] > 0]
-        self.rows, self.total, self.moments = self.rows + len(sums), self.total + sums.sum(0), self.moments + sums.T@sums
+        self.rows, self.total = self.rows + len(sums), self.total + sums.sum(0)
+        self.moments = self.moments + sums.T@sums
         if nbytes is not None: self.nbytes = (self.nbytes or 0) + int(nbytes)
 
     def result(self) -> Perplexity:
@@ -141,7 +144,7 @@ def windows(
         counted = end
         if end == n_tokens: return
 
-# %% ../nbs/06_perplexity.ipynb #3637f4ac
+# %% ../nbs/06_perplexity.ipynb #d86a94df
 def _text_rows(texts, tokenizer, block_size: int, stride: int, add_eos: bool) -> Iterator:
     "(ids, index of the first one to count) for each window over each text"
     import numpy as np, pyarrow as pa
@@ -158,7 +161,8 @@ def _block_rows(blocks) -> Iterator:
     for rows in blocks.with_format("numpy").iter(256):
         for i, ids in enumerate(rows["input_ids"]):
             mask = np.asarray(rows["attention_mask"][i] if "attention_mask" in rows else np.ones(len(ids)), bool)
-            if not mask[:mask.sum()].all(): raise ValueError("attention_mask has padding before text. Pad rows on the right.")
+            if not mask[:mask.sum()].all():
+                raise ValueError("attention_mask has padding before text. Pad rows on the right.")
             yield ids[mask], 1
 
 # %% ../nbs/06_perplexity.ipynb #7680888c
@@ -173,11 +177,11 @@ def _batches(rows: Iterator, batch_size: int) -> Iterator[tuple]:
             input_ids[i, :len(ids)], mask[i, :len(ids)], counted[i, first:len(ids)] = ids, True, True
         yield input_ids, mask, counted[:, 1:]
 
-# %% ../nbs/06_perplexity.ipynb #dcf886f6
+# %% ../nbs/06_perplexity.ipynb #58a44461
 def _rows(model, data, tokenizer, block_size: int | None, stride: int | None, add_eos: bool) -> Iterator:
     "The rows to score, after every argument has been checked"
     from clm_nb.train import check_fit, context_length
-    if hasattr(data, "column_names"): return _checked_blocks(model, data, block_size, stride)
+    if hasattr(data, "column_names"): return _checked_blocks(model, data, tokenizer, block_size, stride)
     texts = [data] if isinstance(data, str) else data
     if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in texts):
         raise ValueError(f"data is a {type(data).__name__}. Give a Dataset of blocks, a text, or a list of texts.")
@@ -189,17 +193,20 @@ def _rows(model, data, tokenizer, block_size: int | None, stride: int | None, ad
     if not 1 <= stride <= block_size: raise ValueError(f"stride={stride} is not between 1 and block_size={block_size}.")
     return _text_rows(texts, tokenizer, block_size, stride, add_eos)
 
-# %% ../nbs/06_perplexity.ipynb #d386366b
-def _checked_blocks(model, blocks, block_size: int | None, stride: int | None) -> Iterator:
+# %% ../nbs/06_perplexity.ipynb #1645a17e
+def _checked_blocks(model, blocks, tokenizer, block_size: int | None, stride: int | None) -> Iterator:
     "The rows of a `Dataset` of blocks, none longer than the model's context"
     import pyarrow.compute as pc
     from clm_nb.train import check_fit
     if "input_ids" not in blocks.column_names:
-        raise ValueError(f"data has no column 'input_ids', only {list(blocks.column_names)}. Give one split of what group() returns.")
+        raise ValueError(f"data has no column 'input_ids', only {list(blocks.column_names)}. "
+                         "Give one split of what group() returns.")
     if block_size or stride:
-        raise ValueError("block_size= and stride= are for text; blocks are as long as they are. Give the text and a tokenizer.")
-    lengths = (pc.max(pc.list_value_length(b["input_ids"])).as_py() or 0 for b in blocks.with_format("arrow").iter(10_000))
-    check_fit(model.config, max(lengths, default=0))
+        raise ValueError("block_size= and stride= are for text; blocks are as long as they are. "
+                         "Give the text and a tokenizer.")
+    batches = blocks.with_format("arrow").iter(10_000)
+    lengths = (pc.max(pc.list_value_length(b["input_ids"])).as_py() or 0 for b in batches)
+    check_fit(model.config, max(lengths, default=0), tokenizer)
     return _block_rows(blocks.select_columns([c for c in ("input_ids", "attention_mask") if c in blocks.column_names]))
 
 # %% ../nbs/06_perplexity.ipynb #978e5482

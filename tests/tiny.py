@@ -1,0 +1,35 @@
+"Tiny random models and tokenizers for the tests: no network, milliseconds to make"
+import torch
+from tokenizers import processors
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from clm_nb.tokenize import train_tokenizer
+
+texts = ["The quick brown fox jumps over the lazy dog.\nIt wasn't the first time, and won't be the last.",
+         "Naïve café: 日本語 🙂. A list of 12,345 numbers (or more).", "def f(x):\n    return x + 1\n"]*3
+
+
+def tokenizer(bos=False, eos=True):
+    "A byte-level tokenizer of 400 tokens that adds BOS by itself, has no EOS, or neither"
+    new = train_tokenizer(texts, vocab_size=400)
+    if bos: new.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", pair="<|endoftext|> $A <|endoftext|> $B", special_tokens=[("<|endoftext|>", 0)])
+    if not eos: new.eos_token = new.bos_token = None
+    return new
+
+
+def gpt2(dropout=0.0, **kwargs):
+    torch.manual_seed(0)
+    config = dict(vocab_size=400, n_positions=256, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+                  initializer_range=0.3, resid_pdrop=dropout, embd_pdrop=dropout, attn_pdrop=dropout)
+    return GPT2LMHeadModel(GPT2Config(**config | kwargs)).eval()
+
+
+def llama(**kwargs):
+    torch.manual_seed(0)
+    config = dict(vocab_size=400, max_position_embeddings=256, hidden_size=32, intermediate_size=64,
+                  num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, bos_token_id=0, eos_token_id=0,
+                  initializer_range=0.3)
+    return LlamaForCausalLM(LlamaConfig(**config | kwargs)).eval()
+
+
+families = {"gpt2": gpt2, "llama": llama}
