@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 .PHONY: help demo test lab docs prepare lock
 
 help:
-	@echo "make demo     fine-tune a small model on this machine: no account, network or GPU needed beyond the installation"
+	@echo "make demo     fine-tune a small model on this machine: no account or GPU, no network beyond the installation"
 	@echo "make test     execute every notebook and run the tests"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make docs     build the docs site into _docs (with Quarto; without it, a plain preview)"
@@ -58,7 +58,7 @@ lock:
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "clm_nb needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another with PYTHON=python3.11"; exit 1; }
+	  { echo "clm_nb needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Set PYTHON="; exit 1; }
 	@echo "== $(VENV): a new environment with $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV)
 

@@ -1,11 +1,12 @@
 "The site's sources are sound: everything that can be known without Quarto."
-import builtins, configparser, functools, importlib.metadata, importlib.util, keyword, os, re, shutil, subprocess, sys
+import builtins, configparser, functools, importlib.metadata, importlib.util, keyword, os, re, subprocess, sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import nbformat, pytest, yaml
 
-root = Path(__file__).resolve().parents[1]
+from tree import copy_tree, root, run
+
 sys.path.insert(0, str(root/"tools"))
 import docs  # tools/docs.py
 
@@ -22,12 +23,11 @@ every_notebook = pytest.mark.parametrize("nb", notebooks, ids=str)
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    "A copy of the tree in which the plain preview has been built: _proc/ is what Quarto would be given, _docs/ the preview."
-    assert importlib.metadata.entry_points(group="nbdev", name="clm_nb"), "clm_nb is not installed: pip install -e '.[dev]'"
-    skip = shutil.ignore_patterns(".*", "_proc", "_docs", "runs", "build", "dist", "*.egg-info", "__pycache__")
-    tree = Path(shutil.copytree(root, tmp_path_factory.mktemp("docs")/"tree", ignore=skip, symlinks=True))
-    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"} | {"PYTHONPATH": str(tree)}
-    done = subprocess.run([sys.executable, "tools/docs.py", "site", "--plain"], cwd=tree, env=env, capture_output=True, text=True)
+    "A copy of the tree with the plain preview built: _proc/ is what Quarto would be given, _docs/ the preview."
+    installed = importlib.metadata.entry_points(group="nbdev", name="clm_nb")
+    assert installed, "clm_nb is not installed: pip install -e '.[dev]'"
+    tree = copy_tree(tmp_path_factory.mktemp("docs")/"tree")
+    done = run(tree, "tools/docs.py", "site", "--plain")
     assert done.returncode == 0, done.stdout + done.stderr
     return tree
 
@@ -41,7 +41,8 @@ def pages(built):
 @pytest.fixture(scope="module")
 def anchors(pages):
     "The ids on every page: {page.html: {id, …}}."
-    return {docs.page(p): {docs.anchor(h) for md in docs.markdowns(nb) for h in docs.headings(md)} for p, nb in pages.items()}
+    ids = lambda nb: {docs.anchor(h) for md in docs.markdowns(nb) for h in docs.headings(md)}
+    return {docs.page(p): ids(nb) for p, nb in pages.items()}
 
 
 def test_every_notebook_is_processed(pages):
@@ -53,7 +54,8 @@ def test_every_notebook_is_processed(pages):
     assert len({docs.page(p) for p in pages}) == len(pages)
 
 
-def test_index_and_quickstart_are_there(): assert {Path("index.ipynb"), Path("tutorials/quickstart.ipynb")} <= set(notebooks)
+def test_index_and_quickstart_are_there():
+    assert {Path("index.ipynb"), Path("tutorials/quickstart.ipynb")} <= set(notebooks)
 
 
 def test_api_pages_are_filled_in(anchors):
@@ -91,7 +93,7 @@ def problem(target, here, anchors):
     path, _, fragment = unquote(target).partition("#")
     blob = f"{ini['git_url']}/blob/{ini['branch']}/"
     if path.startswith(ini["doc_url"]): page = path.removeprefix(ini["doc_url"]) or "index.html"
-    elif path.startswith(blob): return None if (root/path.removeprefix(blob)).exists() else "no such file in the repository"
+    elif path.startswith(blob): return None if (root/path.removeprefix(blob)).exists() else "no such file in the tree"
     elif re.match(r"[a-z][a-z0-9+.-]*:", path): return None # another site
     elif not path: page = docs.page(here)
     else:
@@ -121,7 +123,8 @@ def test_a_broken_link_is_noticed(anchors):
 
 @pytest.mark.parametrize("heading, expected", [
     ("Why `group_texts` is slow", "why-group_texts-is-slow"), ("3. The *plain* way!", "the-plain-way"),
-    ("`Ledger.add`", "ledger.add"), ("[Load](00_load.ipynb), then train", "load-then-train"), ("Tokens & blocks", "tokens-blocks")])
+    ("`Ledger.add`", "ledger.add"), ("[Load](00_load.ipynb), then train", "load-then-train"),
+    ("Tokens & blocks", "tokens-blocks")])
 def test_anchor_is_pandocs(heading, expected): assert docs.anchor(heading) == expected
 
 
@@ -134,15 +137,17 @@ def code_words():
     text = [c.source for c in cells if c.cell_type == "code"]
     text += [m[0] for c in cells if c.cell_type == "markdown" for m in re.finditer(fenced, c.source, flags=re.S | re.M)]
     text += [str(o.get("text") or o.get("data", {}).get("text/plain", "")) for c in cells for o in c.get("outputs", [])]
-    text += [p.read_text(encoding="utf-8") for d in ("clm_nb", "tests", "tools") for p in (root/d).glob("*.py") if p.name != "_modidx.py"]
-    text += [(root/n).read_text(encoding="utf-8") for n in ("settings.ini", "Makefile", "pyproject.toml", "_quarto.yml", "constraints.txt")]
+    files = [p for d in ("clm_nb", "tests", "tools") for p in (root/d).glob("*.py") if p.name != "_modidx.py"]
+    files += [root/n for n in ("settings.ini", "Makefile", "pyproject.toml", "_quarto.yml", "constraints.txt")]
+    text += [p.read_text(encoding="utf-8") for p in files]
     return set(re.findall(r"\w+", "\n".join(text))) | set(dir(builtins)) | set(keyword.kwlist)
 
 
 def importable(name):
     "Whether a dotted name is a module, or an attribute of one, here or in the libraries the notebooks are about."
-    for lib in ("", "transformers.", "datasets.", "torch.", "torch.nn.functional.", "tokenizers.", "evaluate.", "accelerate."):
-        parts = (lib + name).split(".")
+    libs = "transformers", "datasets", "torch", "torch.nn.functional", "tokenizers", "evaluate", "accelerate"
+    for lib in ("", *libs):
+        parts = f"{lib}.{name}".lstrip(".").split(".")
         for i in range(len(parts), 0, -1):
             try: obj = importlib.import_module(".".join(parts[:i]))
             except ImportError: continue
@@ -155,7 +160,8 @@ def importable(name):
 def their_words():
     "Every word in the sources of the libraries the notebooks are about: arguments and attributes are not importable."
     home = lambda lib: Path(importlib.util.find_spec(lib).origin).parent
-    files = [p for o in (home("transformers"), home("transformers")/"generation", home("datasets")) for p in o.glob("*.py")]
+    folders = home("transformers"), home("transformers")/"generation", home("datasets")
+    files = [p for o in folders for p in o.glob("*.py")]
     return {w for p in files for w in re.findall(r"\w+", p.read_text(encoding="utf-8"))}
 
 
@@ -166,7 +172,9 @@ def names(text):
     "The backticked names of a Markdown text that carry no link, as {name: whether it can only be a name, not a word}."
     text = re.sub(r"\[`[^`\n]+`\]\([^)]*\)", "", re.sub(fenced, "", text, flags=re.S | re.M))
     found = re.findall(r"(?<!`)`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(\(\))?`(?!`)", text)
-    return {name: bool(call or re.search(r"[._]|[a-z][A-Z]", name)) for name, call in found}
+    file = re.compile(r"\.(py|json|jsonl|csv|parquet|txt|md|ini|toml|ya?ml|png|safetensors|html|ipynb)$")
+    sure = lambda name, call: bool(call or re.search(r"[._]|[a-z][A-Z]", name)) and not file.search(name)
+    return {name: sure(name, call) for name, call in found}
 
 
 @every_notebook
@@ -177,15 +185,16 @@ def test_every_backticked_name_resolves(nb, pages, code_words):
     library = {o for n in full for o in (n, n.split(".", 1)[1], n.split(".", 2)[2])}
     found = names("\n\n".join(docs.markdowns(pages[nb])))
     unlinked = sorted(set(found) & library)
-    assert not unlinked, f"names of the library that don't become links: {unlinked}. Write `name` or `clm_nb.module.name`"
-    unknown = sorted(n for n, sure in found.items() if sure and not set(n.split(".")) <= code_words and not known_elsewhere(n))
+    assert not unlinked, f"no links from {unlinked}: write `name` or `clm_nb.module.name`"
+    here = lambda n: set(n.split(".")) <= code_words
+    unknown = sorted(n for n, sure in found.items() if sure and not here(n) and not known_elsewhere(n))
     assert not unknown, f"names that occur in no code, here or in the libraries, and can't be imported: {unknown}"
 
 
 def test_a_name_that_is_nowhere_is_noticed(code_words):
     gone = "load_" + "corpora"
     assert names(f"Call `{gone}()` or [`load_corpus`](load.html#load_corpus).") == {gone: True}
-    assert names("`word`") == {"word": False}
+    assert names("`word` `run.json`") == {"word": False, "run.json": False}
     assert gone not in code_words and not known_elsewhere(gone)
     assert importable("AutoModelForCausalLM.from_pretrained") and importable("clm_nb.load")
 
@@ -195,19 +204,20 @@ def test_a_name_that_is_nowhere_is_noticed(code_words):
 known = { # the keys that Quarto's schema allows, as far as the site uses that part of it
     (): "project website format format-links execute metadata-files lang",
     ("project",): "title type output-dir render resources pre-render post-render preview",
-    ("website",): """title description favicon site-url site-path repo-url repo-link-target repo-link-rel repo-subdir repo-branch
-        issue-url repo-actions reader-mode google-analytics cookie-consent search navbar sidebar body-header body-footer margin-header
-        margin-footer page-navigation back-to-top-navigation bread-crumbs page-footer image image-alt comments open-graph twitter-card
-        other-links code-links""",
+    ("website",): """title description favicon site-url site-path repo-url repo-link-target repo-link-rel repo-subdir
+        repo-branch issue-url repo-actions reader-mode google-analytics cookie-consent search navbar sidebar body-header
+        body-footer margin-header margin-footer page-navigation back-to-top-navigation bread-crumbs page-footer image
+        image-alt comments open-graph twitter-card other-links code-links""",
     ("website", "search"): "location type limit collapse-after copy-button keyboard-shortcut show-item-context algolia",
-    ("website", "navbar"): """title logo logo-alt logo-href background foreground search pinned collapse collapse-below left right
-        toggle-position tools""",
-    ("website", "sidebar"): """id title logo search tools contents style background foreground border alignment collapse-level pinned
-        header footer""",
+    ("website", "navbar"): """title logo logo-alt logo-href background foreground search pinned collapse collapse-below
+        left right toggle-position tools""",
+    ("website", "sidebar"): """id title logo search tools contents style background foreground border alignment
+        collapse-level pinned header footer""",
     ("website", "page-footer"): "left right center border background foreground",
     ("format",): "html commonmark",
-    ("format", "html"): """theme toc toc-depth toc-title toc-location css code-copy code-fold code-overflow code-tools html-math-method
-        keep-md highlight-style link-external-newwindow link-external-icon anchor-sections smooth-scroll grid include-in-header""",
+    ("format", "html"): """theme toc toc-depth toc-title toc-location css code-copy code-fold code-overflow code-tools
+        html-math-method keep-md highlight-style link-external-newwindow link-external-icon anchor-sections
+        smooth-scroll grid include-in-header""",
 }
 
 
@@ -265,7 +275,8 @@ def test_every_navbar_entry_exists():
 
 @every_notebook
 def test_every_page_opens_in_colab(nb, pages):
-    url = f"https://colab.research.google.com/github/{ini['user']}/{ini['repo']}/blob/{ini['branch']}/{ini['nbs_path']}/{nb.as_posix()}"
+    place = f"{ini['user']}/{ini['repo']}/blob/{ini['branch']}/{ini['nbs_path']}/{nb.as_posix()}"
+    url = f"https://colab.research.google.com/github/{place}"
     assert f"[Open in Colab]({url})" in docs.markdowns(pages[nb])[:3], "run `make prepare`"
     install, = [c for c in nbformat.read(root/"nbs"/nb, as_version=4).cells if "-e /content ]" in c.source]
     assert ini["git_url"] in install.source and "#| eval: false" in install.source
@@ -282,7 +293,8 @@ def test_preview_has_every_page_and_says_what_it_is(built):
 @every_notebook
 def test_preview_needs_no_other_host(nb, built):
     text = (built/"_docs"/docs.page(nb)).read_text(encoding="utf-8")
-    loads = re.findall(r"<(?:script|img|iframe)[^>]*src=\"(?:https?:)?//[^\"]*|<link[^>]*>|@import[^;]*|url\((?:https?:)?//[^)]*", text)
+    loads = re.findall(r"<(?:script|img|iframe)[^>]*src=\"(?:https?:)?//[^\"]*|<link[^>]*>", text)
+    loads += re.findall(r"@import[^;]*|url\((?:https?:)?//[^)]*", text)
     assert not loads, loads
 
 
@@ -308,6 +320,9 @@ def test_without_quarto_docs_says_how_to_get_it(monkeypatch, capsys, tmp_path):
 
 def test_with_quarto_docs_is_nbdevs(monkeypatch):
     ran = []
+    def record(cmd, **kwargs):
+        ran.append(Path(cmd[0]).name)
+        return subprocess.CompletedProcess(cmd, 0)
     monkeypatch.setattr(docs.shutil, "which", lambda name: "/usr/bin/quarto")
-    monkeypatch.setattr(docs.subprocess, "run", lambda cmd, **kw: ran.append(Path(cmd[0]).name) or subprocess.CompletedProcess(cmd, 0))
+    monkeypatch.setattr(docs.subprocess, "run", record)
     assert docs.main(["site"]) == 0 and ran == ["nbdev-docs"]

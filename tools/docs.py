@@ -1,8 +1,8 @@
 """The docs, with or without Quarto.
 
-python tools/docs.py readme [--check]   README.md and its pictures, from nbs/index.ipynb
-python tools/docs.py colab [--check]    the Colab link, and the cell that installs clm_nb there, in every notebook
-python tools/docs.py site [--plain]     the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
+python tools/docs.py readme [--check]  README.md and its pictures, from nbs/index.ipynb
+python tools/docs.py colab [--check]   the Colab link, and the cell that installs clm_nb there, in every notebook
+python tools/docs.py site [--plain]    the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
 """
 import argparse, html, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -109,7 +109,7 @@ def colab(check: bool) -> int:
     for path in (lacking := [p for p in notebooks(nbs) if not has_colab(p, nbs)]):
         name = path.relative_to(root)
         if not check: add_colab(path, nbs)
-        print(f"{name}: its Colab cells are missing or out of date. Run `make prepare`." if check else f"{name}: Colab cells")
+        print(f"{name}: Colab cells" + (" missing or out of date. Run `make prepare`." if check else ""))
     return int(check and bool(lacking))
 
 
@@ -200,11 +200,13 @@ quarto_help = """Quarto is not installed, so this is a plain preview of every pa
 (https://quarto.org/docs/get-started/, a download without further requirements) and run `make docs` again."""
 
 style = """
-body { font: 16px/1.6 system-ui, sans-serif; max-width: 75rem; margin: 0 auto; padding: 0 1rem; color: #222; background: #fff }
+body { font: 16px/1.6 system-ui, sans-serif; color: #222; background: #fff }
+body { max-width: 75rem; margin: 0 auto; padding: 0 1rem }
 .notice { background: #fff3cd; color: #533f03; border-radius: 4px; padding: .5rem 1rem; margin: 1rem 0 }
 .columns { display: flex; gap: 2rem } nav { flex: 0 0 12rem } main { flex: 1; min-width: 0 }
 nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
-pre, .output_subarea { overflow-x: auto } .input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+pre, .output_subarea { overflow-x: auto }
+.input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
 table { border-collapse: collapse } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none }
 @media (max-width: 50rem) { .columns { display: block } }
@@ -224,7 +226,8 @@ def nav(
     "The sidebar as HTML, with links relative to the page of `here`."
     up = "../" * (len(here.parts) - 1)
     link = lambda p: f'<li><a href="{up}{page(p)}">{html.escape(titles[p])}</a></li>'
-    return "".join(f"<b>{html.escape(name)}</b><ul>{''.join(link(p) for p in pages if p in titles)}</ul>" for name, pages in sidebar())
+    links = lambda pages: "".join(link(p) for p in pages if p in titles)
+    return "".join(f"<b>{html.escape(name)}</b><ul>{links(pages)}</ul>" for name, pages in sidebar())
 
 
 def preview_links(
@@ -234,9 +237,11 @@ def preview_links(
     "The same HTML with links to notebooks, and to the published site, led to the preview's own pages."
     up, site = "../" * (len(here.parts) - 1), re.escape(get_config(root).doc_url)
     body = re.sub(rf'href="{site}([^"]*)"', rf'href="{up}\1"', body)
-    body = re.sub(r'href="(?![a-z]+:)([^"#]+\.ipynb)(#[^"]*)?"', lambda m: f'href="{nbpath2html(m[1]).as_posix()}{m[2] or ""}"', body)
+    to_page = lambda m: f'href="{nbpath2html(m[1]).as_posix()}{m[2] or ""}"'
+    body = re.sub(r'href="(?![a-z]+:)([^"#]+\.ipynb)(#[^"]*)?"', to_page, body)
     text = lambda m: html.unescape(re.sub(r"<[^>]+>", "", m[2])).replace("¶", "")
-    return re.sub(r'<h(\d) id="[^"]*">(.*?)</h\1>', lambda m: f'<h{m[1]} id="{anchor(text(m))}">{m[2]}</h{m[1]}>', body, flags=re.S)
+    with_id = lambda m: f'<h{m[1]} id="{anchor(text(m))}">{m[2]}</h{m[1]}>'
+    return re.sub(r'<h(\d) id="[^"]*">(.*?)</h\1>', with_id, body, flags=re.S)
 
 
 def preview(out: Path) -> list[Path]: # the pages written
@@ -253,9 +258,8 @@ def preview(out: Path) -> list[Path]: # the pages written
     shutil.rmtree(out, ignore_errors=True)
     for p, nb in pages.items():
         fm = front_matter(nb)
-        for cell in nb.cells: # show_doc's links carry Pandoc attributes
-            for o in cell.get("outputs", []):
-                if md := o.get("data", {}).get("text/markdown"): o.data["text/markdown"] = re.sub(r"\)\{[^}]*\}", ")", "".join(md))
+        for o in (o for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})):
+            o.data["text/markdown"] = re.sub(r"\)\{[^}]*\}", ")", o.data["text/markdown"]) # Pandoc's link attributes
         body = preview_links(exporter.from_notebook_node(plain(nb))[0], p)
         (out/page(p)).parent.mkdir(parents=True, exist_ok=True)
         (out/page(p)).write_text(f"""<!doctype html>
@@ -272,9 +276,10 @@ def preview(out: Path) -> list[Path]: # the pages written
 def site(
     use_plain: bool, # the plain preview, even where Quarto is installed
 ) -> int: # exit status
-    "Build the site with nbdev and Quarto where Quarto is installed; else say how to get it and write the plain preview."
+    "Build the site with nbdev and Quarto; without Quarto, say how to get it and write the plain preview."
     out, quarto = get_config(root).doc_path, shutil.which("quarto")
-    if quarto and not use_plain: return subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=root).returncode
+    nbdev_docs = Path(sys.executable).with_name("nbdev-docs")
+    if quarto and not use_plain: return subprocess.run([nbdev_docs], cwd=root).returncode
     if not quarto: print(quarto_help)
     print(f"{len(preview(out))} pages: {out/'index.html'}")
     return 0
@@ -285,7 +290,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, what in dict(readme="write README.md", colab="write the Colab cells").items():
-        commands.add_parser(name, help=what).add_argument("--check", action="store_true", help="write nothing; fail if out of date")
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     commands.add_parser("site", help="build the site into _docs").add_argument(
         "--plain", action="store_true", help="the plain preview, even where Quarto is installed")
     args = parser.parse_args(argv)
