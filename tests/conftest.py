@@ -2,6 +2,8 @@
 import os
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # a closed port: no test can reach the Hub
 os.environ.pop("HF_HUB_OFFLINE", None)
+threads = os.environ.get("OMP_NUM_THREADS")
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
 import subprocess, sys
 from pathlib import Path

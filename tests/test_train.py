@@ -1,0 +1,257 @@
+"Training against plain loops, and the run folder: what it becomes, what it never holds, what it survives"
+import json, pickle, shutil
+from pathlib import Path
+
+import datasets, numpy as np, pytest, torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments, pipeline
+from clm_nb.collate import CausalCollator
+from clm_nb.generate import generate
+from clm_nb.train import CausalTrainer, check_output_dir, load_config, load_model, train, write_run
+from tiny import families, gpt2, llama, tokenizer
+
+datasets.disable_progress_bars()
+rng = np.random.default_rng(0)
+
+
+def make_blocks(rows=24, block=16):
+    features = Features(input_ids=List(Value("int32"), length=block))
+    return Dataset.from_dict({"input_ids": rng.integers(1, 400, (rows, block)).tolist()}, features=features)
+
+
+blocks = DatasetDict(train=make_blocks(), test=make_blocks(10))
+short = dict(max_steps=3, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps", eval_steps=3, disable_tqdm=True,
+             bf16=False, learning_rate=1e-2)
+
+
+def run(output_dir, model=None, data=blocks, **settings):
+    return train(model or gpt2(), data, tokenizer(), output_dir, **short | settings)
+
+
+def losses(trainer, key="loss"): return [log[key] for log in trainer.state.log_history if key in log]
+
+
+def parameters(model): return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
+
+
+def contents(folder):
+    "Every file below a folder: {path: bytes}"
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def float64_loss(model, rows):
+    "The mean over all predicted tokens, one row at a time, in double precision"
+    total, n = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(row)
+        with torch.no_grad(): log_p = model(ids[None]).logits[0].double().log_softmax(-1)
+        total, n = total - log_p[:-1].gather(1, ids[1:, None]).sum().item(), n + len(ids) - 1
+    return total/n
+
+
+@pytest.mark.parametrize("family", families)
+def test_run_folder_is_the_model(family, tmp_path):
+    model, folder = families[family](), tmp_path/"run"
+    before = parameters(model).clone()
+    trainer = run(folder, model)
+    assert trainer.model is model and not model.training and not torch.equal(parameters(model), before)
+    assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "loss.png", "README.md"} <= set(contents(folder))
+    assert not [name for name in contents(folder) if Path(name).name.startswith("pytorch_model") or name.endswith(".new")]
+    loaded, saved_tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert type(loaded) is type(model) and torch.equal(parameters(loaded), parameters(model))
+    assert torch.equal(parameters(load_model(folder)), parameters(model))
+    text = "Naïve café: <|endoftext|> 日本語 🙂"
+    assert saved_tokenizer(text)["input_ids"] == tokenizer()(text)["input_ids"] and saved_tokenizer.eos_token_id == 0
+    options = dict(max_new_tokens=8, do_sample=False)
+    (said,) = pipeline("text-generation", model=str(folder), device="cpu")("The quick", **options)
+    assert said["generated_text"] == generate(model, tokenizer(), "The quick", **options) != "The quick"
+
+
+def test_run_json_says_what_was_done(tmp_path):
+    trainer = run(tmp_path, source=dict(dataset_name="my corpus"), seed=7, weight_decay=0.5)
+    found = json.loads((tmp_path/"run.json").read_text())
+    assert (found["status"], found["steps"], found["seed"], found["block_size"]) == ("trained", 3, 7, 16)
+    assert found["parameters"] == sum(p.numel() for p in trainer.model.parameters())
+    assert found["source"]["dataset_name"] == "my corpus" and found["torch"] == torch.__version__
+    assert found["training_arguments"] | dict(weight_decay=0.5, max_steps=3, num_train_epochs=3) == found["training_arguments"]
+    assert [log["loss"] for log in found["log_history"] if "loss" in log] == losses(trainer) and len(losses(trainer)) == 3
+    assert found["data"] == {split: part._fingerprint for split, part in blocks.items()}
+    card = (tmp_path/"README.md").read_text()
+    assert "my corpus" in card and "16 tokens" in card and '"weight_decay": 0.5' in card
+
+
+def test_the_second_run_in_a_folder_keeps_no_figures_of_the_first(tmp_path):
+    run(tmp_path)
+    write_run(tmp_path, before=dict(loss=9.75, perplexity=1e4), after=dict(loss=1.25, perplexity=3.5), samples=dict(after="once"))
+    run(tmp_path, max_steps=2, eval_strategy="no")
+    found = json.loads((tmp_path/"run.json").read_text())
+    assert found["steps"] == 2 and not {"before", "after", "samples"} & set(found)
+    assert "9.75" not in (tmp_path/"README.md").read_text()
+
+
+def test_no_token_is_written_down(tmp_path):
+    trainer = run(tmp_path, hub_token="hf_secret", save_strategy="steps", save_steps=1)
+    assert any(name.startswith("checkpoint-") for name in contents(tmp_path))
+    assert not [name for name, text in contents(tmp_path).items() if b"hf_secret" in text]
+    assert "hf_secret" not in json.dumps(trainer.state.log_history)
+
+
+ragged = [rng.integers(1, 400, n).tolist() for n in (5, 16, 9, 3, 16, 16, 7, 12, 4, 16, 8, 2, 11, 16, 6, 10, 13, 16)]
+
+
+def trainer_on(rows, tmp_path, model, batch=6, accumulation=1, **settings):
+    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=3,
+                             logging_steps=1, save_strategy="no", optim="sgd", learning_rate=0.5, disable_tqdm=True, use_cpu=True,
+                             report_to="none", **settings)
+    data = Dataset.from_dict({"input_ids": rows})
+    return CausalTrainer(model, args, data_collator=CausalCollator(), train_dataset=data, eval_dataset=data, processing_class=tokenizer())
+
+
+@pytest.mark.parametrize("family", families)
+def test_accumulated_steps_are_the_steps_of_the_whole_batch(family, tmp_path):
+    "Rows of unequal lengths, so that a mean over batches of means would be another number"
+    models = [families[family]() for _ in range(3)]
+    trainers = [trainer_on(ragged, tmp_path, model, 6//k, k) for k, model in zip((1, 2, 6), models)]
+    for trainer in trainers: trainer.train()
+    whole, *parts = [losses(trainer) for trainer in trainers]
+    assert len(set(whole)) == 3
+    for part, model in zip(parts, models[1:]):
+        assert part == pytest.approx(whole, rel=1e-5)
+        assert torch.allclose(parameters(model), parameters(models[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", families)
+def test_training_loss_is_the_mean_over_the_predicted_tokens(family, tmp_path):
+    trainer = trainer_on(ragged, tmp_path, families[family](), batch=3, accumulation=6)
+    trainer.train()
+    assert losses(trainer)[0] == pytest.approx(float64_loss(families[family](), ragged), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", families)
+@pytest.mark.parametrize("rows", [blocks["test"]["input_ids"][:], ragged], ids=["blocks", "ragged"])
+def test_eval_loss_is_the_mean_over_the_predicted_tokens(family, rows, tmp_path):
+    model = families[family]()
+    found = [trainer_on(rows, tmp_path, model, per_device_eval_batch_size=size).evaluate()["eval_loss"] for size in (1, 4, 64)]
+    assert found == pytest.approx([float64_loss(model, rows)]*3, rel=1e-5)
+
+
+def test_the_seed_decides_the_losses(tmp_path):
+    found = {i: run(tmp_path/str(i), gpt2(dropout=0.2), seed=seed) for i, seed in enumerate([1, 1, 2])}
+    assert losses(found[0]) == losses(found[1]) != losses(found[2])
+    assert losses(found[0], "eval_loss") == losses(found[1], "eval_loss")
+    assert torch.equal(parameters(found[0].model), parameters(found[1].model))
+
+
+def saved(folder, model=None):
+    (model or gpt2()).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_what_would_be_overwritten_is_refused_and_left_alone(tmp_path):
+    own, other, file = saved(tmp_path/"own"), tmp_path/"other", tmp_path/"file"
+    other.mkdir()
+    (other/"thesis.tex").write_text("years of work")
+    file.write_text("a file")
+    (tmp_path/"link").symlink_to(own)
+    before = contents(tmp_path)
+    for folder, message in [(own, "is the folder of the model to be trained"), (tmp_path/"link", "is the folder of the model"),
+                            (other, "holds files that are not of an earlier run"), (file, "is a file")]:
+        with pytest.raises(ValueError, match=message) as error: run(folder, load_model(own))
+        assert "\n" not in str(error.value) and str(folder) in str(error.value)
+    assert contents(tmp_path) == before
+    (tmp_path/"empty").mkdir()
+    for fine in ("empty", "new/below"): assert check_output_dir(tmp_path/fine) == tmp_path/fine
+    assert not (tmp_path/"new").exists()
+
+
+def test_a_trained_folder_may_be_trained_again_but_not_from_itself(tmp_path):
+    run(tmp_path/"run")
+    with pytest.raises(ValueError, match="is the folder of the model"): run(tmp_path/"run", load_model(tmp_path/"run"))
+    run(tmp_path/"further", load_model(tmp_path/"run"))
+    run(tmp_path/"run", llama())
+    assert type(load_model(tmp_path/"run")) is type(llama())
+
+
+class Fails(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2: raise RuntimeError("out of luck")
+
+
+def test_an_error_leaves_the_earlier_model(tmp_path):
+    run(tmp_path)
+    before = {name: text for name, text in contents(tmp_path).items() if "/" not in name and name != "run.json"}
+    with pytest.raises(RuntimeError, match="out of luck"): run(tmp_path, llama(), callbacks=[Fails()], seed=9)
+    after = contents(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert json.loads(after["run.json"])["status"] != "trained"
+    assert isinstance(load_model(tmp_path), type(gpt2()))
+
+
+def test_an_error_while_saving_leaves_the_earlier_model(tmp_path, monkeypatch):
+    run(tmp_path)
+    before = {name: text for name, text in contents(tmp_path).items() if name.endswith((".safetensors", "config.json", "tokenizer.json"))}
+    def half(self, folder, **kwargs):
+        Path(folder, "model.safetensors").write_bytes(b"half")
+        raise OSError("disk full")
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        patch.setattr(CausalTrainer, "save_model", half)
+        run(tmp_path, llama(), save_strategy="no")
+    after = contents(tmp_path)
+    assert {name: after.get(name) for name in before} == before and b"half" not in after.values()
+
+
+@pytest.mark.parametrize("arguments,message", [
+    (dict(data=DatasetDict(train=make_blocks(4, 257), test=make_blocks(4, 257))), "block_size=257 is longer than the model's context .256"),
+    (dict(model=gpt2(vocab_size=300)), f"The tokenizer has {len(tokenizer())} tokens, the model knows 300"),
+    (dict(data=DatasetDict(train=blocks["train"])), "no 'test' split"),
+    (dict(eval_strategy="sometimes"), "sometimes"), (dict(no_such_setting=1), "no_such_setting"),
+])
+def test_wrong_settings_are_one_clear_line_before_any_work(arguments, message, tmp_path):
+    with pytest.raises((ValueError, TypeError), match=message) as error: run(tmp_path/"run", **arguments)
+    assert "\n" not in str(error.value) and not (tmp_path/"run").exists()
+
+
+class Payload:
+    "A pickle that does something when it is read"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open, (str(self.path), "w")
+
+
+def test_pickled_weights_are_refused_unread(tmp_path):
+    folder = saved(tmp_path/"model")
+    (folder/"model.safetensors").unlink()
+    torch.save(gpt2().state_dict(), folder/"pytorch_model.bin")
+    with pytest.raises(ValueError, match="holds no causal language model") as error: load_model(folder)
+    assert "\n" not in str(error.value) and "safetensors" in str(error.value)
+    (folder/"pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path/"opened")))
+    with pytest.raises(ValueError): load_model(folder)
+    assert not (tmp_path/"opened").exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    folder = saved(tmp_path/"model")
+    config = json.loads((folder/"config.json").read_text())
+    own = dict(AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
+    (folder/"config.json").write_text(json.dumps(config | dict(model_type="own", auto_map=own)))
+    (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    for load in load_config, load_model:
+        with pytest.raises(ValueError, match="custom code|trust_remote_code"): load(folder)
+    assert not (tmp_path/"opened").exists()
+
+
+def test_folders_that_hold_no_model_are_one_clear_line(tmp_path):
+    (tmp_path/"empty").mkdir()
+    broken = saved(tmp_path/"broken")
+    (broken/"model.safetensors").write_bytes(b"no weights")
+    for folder, error in [(tmp_path/"nowhere", FileNotFoundError), (tmp_path/"empty", ValueError), (broken, Exception)]:
+        with pytest.raises(error) as raised: load_model(folder)
+        assert folder.name in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_model_from_a_config_takes_over_the_vocabulary_and_the_seed(tmp_path):
+    gpt2(vocab_size=50).config.save_pretrained(tmp_path)
+    for name in (tmp_path, tmp_path/"config.json"):
+        first, again, other = (load_model(config_name=name, tokenizer=tokenizer(), seed=seed) for seed in (1, 1, 2))
+        assert first.config.vocab_size == len(tokenizer()) and (first.config.eos_token_id, first.config.pad_token_id) == (0, None)
+        assert torch.equal(parameters(first), parameters(again)) and not torch.equal(parameters(first), parameters(other))
