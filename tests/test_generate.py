@@ -1,5 +1,5 @@
 "Generating against plain transformers, one prompt at a time; streams that fail or are left; numpy's distribution"
-import subprocess, sys, threading
+import io, subprocess, sys, threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pytest, torch
@@ -108,7 +108,8 @@ def test_nothing_of_the_callers_is_changed():
     for _ in range(2):
         found = generate(model, tok, prompts, max_new_tokens=12, do_sample=False)
         assert found == generate(gpt2(), tok, prompts, max_new_tokens=12, do_sample=False)
-    list(stream(model, tok, "The", seed=1))
+    pieces = list(stream(model, tok, "The", seed=1, max_new_tokens=12))
+    assert "".join(pieces) == generate(gpt2(), tok, "The", seed=1, max_new_tokens=12, return_full_text=False)
     assert (model.generation_config.to_dict(), tok.padding_side, tok.pad_token) == before
     assert all(m.training for m in model.modules())
 
@@ -134,6 +135,16 @@ def test_eos_ends_a_row_and_nothing_of_it_or_after_it_shows():
     short, other = generate(model, tok, prompts[:2], logits_processor=[end_first_row], **options)
     whole = generate(model, tok, prompts[:2], **options)
     assert whole[0].startswith(short) and len(short) < len(whole[0]) and other == whole[1]
+
+
+def test_spaces_stay_where_the_model_puts_them():
+    tok = tokenizer()
+    tok.clean_up_tokenization_spaces = True
+    tok.clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output = True
+    said = tok(" , n't .")["input_ids"]
+    options = dict(max_new_tokens=len(said), do_sample=False)
+    assert generate(gpt2(), tok, "The", logits_processor=[forced(said)], **options) == "The , n't ."
+    assert "".join(stream(gpt2(), tok, "The", logits_processor=[forced(said)], **options)) == " , n't ."
 
 
 def test_special_tokens_do_not_show():
@@ -342,7 +353,7 @@ def test_tokens_cannot_become_html_or_formulas():
     assert "10.0%" in str(table) and len(str(table).splitlines()) == 5
     fig = Figure()
     ax = table.plot(fig.subplots())
-    fig.canvas.draw()
+    fig.savefig(io.BytesIO())
     assert [label.get_text() for label in ax.get_yticklabels()][1] == "'$x^$'"
 
 
