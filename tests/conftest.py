@@ -22,24 +22,11 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
-@pytest.fixture
-def clm_nb(tmp_path, monkeypatch, capfd):
-    "A function that runs the command line: (exit status, what it printed, its errors); in an empty folder"
-    from clm_nb.cli import main
-    (tmp_path/"work").mkdir()
-    monkeypatch.chdir(tmp_path/"work")
-    def run(*argv):
-        capfd.readouterr()
-        try: status = main([str(a) for a in argv])
-        except SystemExit as exit: status = exit.code
-        return status, *capfd.readouterr()
-    return run
-
-
 def python(code: str, *argv, **env):
     "Start another Python process on `code`, with these environment variables; see `answer`"
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, argv)], env=os.environ | {k: str(v) for k, v in env.items()},
-                            cwd=Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen([sys.executable, "-c", code, *argv], env=os.environ | dict(PYTHONPATH=path) | {k: str(v) for k, v in env.items()},
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def answer(process) -> str:
