@@ -1,0 +1,36 @@
+"`from clm_nb.core import *` is the whole library; `import clm_nb` is next to nothing"
+from importlib import import_module
+
+import pytest
+from conftest import answer, python
+
+stages = "load", "flatten", "tokenize", "group", "collate", "train", "perplexity", "generate"
+
+
+@pytest.mark.parametrize("stage", stages)
+def test_every_public_name_is_in_core(stage):
+    core, module = import_module("clm_nb.core"), import_module(f"clm_nb.{stage}")
+    assert module.__all__ and set(module.__all__) <= set(core.__all__)
+    for name in module.__all__: assert getattr(core, name) is getattr(module, name)
+
+
+def test_no_two_stages_share_a_name():
+    names = [name for stage in stages for name in import_module(f"clm_nb.{stage}").__all__]
+    assert len(names) == len(set(names))
+    assert {"finetune", "prepare", "Run"} <= set(import_module("clm_nb.core").__all__)
+
+
+def test_star_import_gives_functions_and_not_modules():
+    names = {}
+    exec("from clm_nb.core import *", names)
+    for name in ("load_corpus", "flatten", "tokenize", "group", "train", "perplexity", "generate", "finetune"):
+        assert callable(names[name]), name
+    assert not [name for name in names if name.startswith("_") and name != "__builtins__"]
+
+
+heavy = "torch", "transformers", "datasets", "numpy", "pyarrow", "matplotlib"
+
+
+def test_import_is_light():
+    modules = "clm_nb, clm_nb.load, clm_nb.flatten, clm_nb.tokenize, clm_nb.group, clm_nb.collate, clm_nb.perplexity, clm_nb.cli"
+    assert answer(python(f"import sys, {modules}\nprint([m for m in {heavy} if m in sys.modules])")).strip() == "[]"
