@@ -25,7 +25,8 @@ def cache(tmp_path, monkeypatch):
 def python(code: str, *argv, **env):
     "Start another Python process on `code`, with these environment variables; see `answer`"
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen([sys.executable, "-c", code, *argv], env=os.environ | dict(PYTHONPATH=path) | {k: str(v) for k, v in env.items()},
+    env = os.environ | dict(PYTHONPATH=path) | {k: str(v) for k, v in env.items()}
+    return subprocess.Popen([sys.executable, "-c", code, *argv], env=env,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

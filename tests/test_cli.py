@@ -6,7 +6,8 @@ import pytest
 from conftest import answer, python
 import tiny
 
-sentences = ["The quick brown fox jumps over the lazy dog.", "It wasn't the first time, and won't be the last.", "A list of numbers."]
+sentences = ["The quick brown fox jumps over the lazy dog.", "It wasn't the first time, and won't be the last.",
+             "A list of numbers."]
 
 
 @pytest.fixture
@@ -15,7 +16,8 @@ def folder(tmp_path, cache, monkeypatch):
     folder = tmp_path/"work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    records = [{"q_id": str(i), "title": f"Question {i}", "answers": {"text": [f"{s} {i}" for s in sentences], "score": [1, 2, 3]}}
+    answers = lambda i: {"text": [f"{s} {i}" for s in sentences], "score": [1, 2, 3]}
+    records = [{"q_id": str(i), "title": f"Question {i}", "answers": answers(i)}
                for i in range(80)]
     Path("corpus.json").write_text(json.dumps(records))
     tiny.tokenizer().save_pretrained("tokenizer")
@@ -63,33 +65,46 @@ print(out.getvalue())
 def test_help_is_light_and_names_the_flags():
     loaded, text = answer(python(helping)).split("\n", 1)
     assert loaded == "[]"
-    for flag in ("--dataset_name", "--text_column", "--block_size", "--config_name", "--tokenizer_name", "--output_dir", "--prompt",
+    for flag in ("--dataset_name", "--text_column", "--block_size", "--config_name", "--tokenizer_name", "--output_dir",
+                 "--prompt",
                  "--max_new_tokens", "--stride", "--json", "--learning_rate"): assert flag in text
 
 
 def test_the_console_script_is_main():
     script = Path(sys.executable).with_name("clm_nb")
-    command = [script] if script.exists() else [sys.executable, "-c", "import sys; from clm_nb.cli import main; sys.exit(main())"]
+    main = "import sys; from clm_nb.cli import main; sys.exit(main())"
+    command = [script] if script.exists() else [sys.executable, "-c", main]
     done = subprocess.run([*command, "--version"], capture_output=True, text=True)
     import clm_nb
     assert (done.returncode, done.stdout.strip()) == (0, clm_nb.__version__)
     done = subprocess.run([*command, "train", "no_such.yaml"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("clm_nb: no_such.yaml doesn't exist") and done.stderr.count("\n") == 1
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("clm_nb: no_such.yaml doesn't exist")
 
 
-scratch = "train --dataset_name corpus.json --tokenizer_name tokenizer --config_name config --block_size 16 --output_dir out".split()
+scratch = ["train", "--dataset_name", "corpus.json", "--tokenizer_name", "tokenizer", "--config_name", "config",
+           "--block_size", "16", "--output_dir", "out"]
 wrong = {
-    "--dataset_name some/where/corpus.json": "some/where/corpus.json doesn't exist", "--dataset_name corpus.jsonl": "corpus.jsonl doesn't exist",
-    "--text_column answer": "text_column='answer' .* answers.text", "--dataset_name some/corpus": "'some/corpus': the Hub can't be reached",
-    "--tokenizer_name some/tokenizer": "'some/tokenizer': the Hub can't be reached", "--tokenizer_name config": "config holds no tokenizer",
+    "--dataset_name some/where/corpus.json": "some/where/corpus.json doesn't exist",
+    "--dataset_name corpus.jsonl": "corpus.jsonl doesn't exist",
+    "--text_column answer": "text_column='answer' .* answers.text",
+    "--dataset_name some/corpus": "'some/corpus': the Hub can't be reached",
+    "--tokenizer_name some/tokenizer": "'some/tokenizer': the Hub can't be reached",
+    "--tokenizer_name config": "config holds no tokenizer",
     "--config_name tokenizer": "tokenizer holds no model config", "--block_size 257": "block_size=257 .* context .256",
-    "--block_size 0": "block_size=0", "--block_size wide": "block_size.* 'wide'", "--dataset_name empty.txt": "empty.txt is empty",
+    "--block_size 0": "block_size=0", "--block_size wide": "block_size.* 'wide'",
+    "--dataset_name empty.txt": "empty.txt is empty",
     "--dataset_name blank.txt": "blank.txt holds no text", "--no_such_flag 1": "unrecognized arguments: --no_such_flag",
-    "--learning_rate fast": "learning_rate.* 'fast'", "--test_size 500": "test_size=500", "--remainder keep": "remainder.* 'keep'",
-    "--explode maybe": "explode.* '?maybe", "--eval_strategy sometimes": "eval_strategy.* 'sometimes'", "--split dev": "split='dev'",
-    "--model_name_or_path model": "Both model_name_or_path and config_name", "--output_dir model": "output_dir=model holds files",
-    "--output_dir corpus.json": "output_dir=corpus.json is a file", "--max_new_tokens 300": "max_new_tokens=300 .* context of 256",
-    "--per_device_train_batch_size 0": "batch_size", "--num_train_epochs -1": "num_train_epochs", "--resume_from_checkpoint nowhere": "nowhere",
+    "--learning_rate fast": "learning_rate.* 'fast'", "--test_size 500": "test_size=500",
+    "--remainder keep": "remainder.* 'keep'",
+    "--explode maybe": "explode.* '?maybe", "--eval_strategy sometimes": "eval_strategy.* 'sometimes'",
+    "--split dev": "split='dev'",
+    "--model_name_or_path model": "Both model_name_or_path and config_name",
+    "--output_dir model": "output_dir=model holds files",
+    "--output_dir corpus.json": "output_dir=corpus.json is a file",
+    "--max_new_tokens 300": "max_new_tokens=300 .* context of 256",
+    "--per_device_train_batch_size 0": "batch_size", "--num_train_epochs -1": "num_train_epochs",
+    "--resume_from_checkpoint nowhere": "nowhere",
     "--dataset_name": "expected one argument",
 }
 
@@ -107,8 +122,10 @@ def test_training_with_a_wrong_argument_is_one_clear_line_and_leaves_no_trace(fl
 
 
 @pytest.mark.parametrize("command,message", {
-    "train half.yaml": "half.yaml", "train list.yaml": "list.yaml holds no arguments", "train no_such.yaml": "no_such.yaml doesn't exist",
-    "train unknown.yaml": "no_such_flag", "tran": "invalid choice: 'tran'", "demo --output_dir model": "output_dir=model holds files",
+    "train half.yaml": "half.yaml", "train list.yaml": "list.yaml holds no arguments",
+    "train no_such.yaml": "no_such.yaml doesn't exist",
+    "train unknown.yaml": "no_such_flag", "tran": "invalid choice: 'tran'",
+    "demo --output_dir model": "output_dir=model holds files",
     "perplexity --model_name_or_path model --dataset_name corpus.json --block_size 257": "block_size=257",
     "perplexity --model_name_or_path nowhere/near/here": "nowhere/near/here is not a folder",
     "perplexity --model_name_or_path config": "config holds no causal language model",
@@ -116,7 +133,8 @@ def test_training_with_a_wrong_argument_is_one_clear_line_and_leaves_no_trace(fl
     "perplexity --model_name_or_path model --dataset_name empty.txt": "empty.txt is empty",
     "perplexity --model_name_or_path model --nothing": "unrecognized arguments: --nothing",
     "generate --model_name_or_path some/model --prompt The": "'some/model': the Hub can't be reached",
-    "generate --model_name_or_path model": "--prompt", "generate --model_name_or_path model --prompt The --temperature 0": "temperature=0",
+    "generate --model_name_or_path model": "--prompt",
+    "generate --model_name_or_path model --prompt The --temperature 0": "temperature=0",
     "generate --model_name_or_path model --prompt The --max_new_tokens 1000": "max_new_tokens=1000",
     "generate --model_name_or_path model --prompt The --top_k many": "top_k.* 'many'",
 }.items())
@@ -129,7 +147,8 @@ def test_a_wrong_command_is_one_clear_line_and_leaves_no_trace(command, message,
 def test_an_earlier_run_survives_a_wrong_argument(run, folder):
     assert run(*scratch, "--max_steps", "2")[0] == 0
     before = listing(folder)
-    for flags in ("--block_size 257", "--text_column answer", "--per_device_train_batch_size 0", "--resume_from_checkpoint nowhere"):
+    for flags in ("--block_size 257", "--text_column answer", "--per_device_train_batch_size 0",
+                  "--resume_from_checkpoint nowhere"):
         one_line(*run(*scratch, *flags.split()), wrong.get(flags, ""))
     assert listing(folder) == before
 
@@ -143,32 +162,41 @@ def test_a_hub_that_does_not_answer_is_left_within_ten_seconds(run, folder, monk
 
 
 def test_from_a_data_file_to_generated_text(run, folder, cache):
-    flags = "--text_column answers.text --max_steps 6 --eval_strategy steps --eval_steps 3 --learning_rate 1e-2 --save_strategy no --bf16 false"
+    flags = "--text_column answers.text --max_steps 6 --eval_strategy steps --eval_steps 3 --learning_rate 1e-2" \
+            " --save_strategy no --bf16 false"
     status, out, err = run(*scratch, *flags.split(), "--prompt", "The quick", "--max_new_tokens", "8")
     assert status == 0 and "Traceback" not in err
-    for part in ("Perplexity of the held-out blocks", "dropped_remainder".replace("_", " "), "The quick", "Run folder: out"): assert part in out
+    for part in ("Perplexity of the held-out blocks", "dropped remainder", "The quick", "Run folder: out"):
+        assert part in out
     found = json.loads(Path("out/run.json").read_text())
     evals = [log["eval_loss"] for log in found["log_history"] if "eval_loss" in log]
     assert (found["status"], found["steps"], found["block_size"], len(evals)) == ("trained", 6, 16, 2)
-    assert evals[1] < evals[0] and found["after"]["loss"] == pytest.approx(evals[1], rel=1e-5) and found["after"]["loss"] < found["before"]["loss"]
+    assert evals[1] < evals[0] and found["after"]["loss"] < found["before"]["loss"]
+    assert found["after"]["loss"] == pytest.approx(evals[1], rel=1e-5)
     ledger = found["ledger"]
     assert sum(ledger[split]["load"]["records"] for split in ("train", "test")) == 80
-    for counts in ledger.values(): assert counts["group"]["tokens"] == counts["group"]["tokens_in_blocks"] + counts["group"]["dropped_remainder"]
+    for grouped in (counts["group"] for counts in ledger.values()):
+        assert grouped["tokens"] == grouped["tokens_in_blocks"] + grouped["dropped_remainder"]
 
     status, out, err = run("perplexity", "--model_name_or_path", "out", "--json")
     assert status == 0 and json.loads(out) == found["after"]
-    named = "perplexity --model_name_or_path out --dataset_name corpus.json --text_column answers.text --block_size 16 --json --batch_size 3"
+    named = "perplexity --model_name_or_path out --dataset_name corpus.json --text_column answers.text" \
+            " --block_size 16 --json --batch_size 3"
     assert json.loads(run(*named.split())[1])["loss"] == pytest.approx(found["after"]["loss"], rel=1e-6)
-    assert json.loads(run("perplexity", "--model_name_or_path", "out", "--text", sentences[0], "--json")[1])["tokens"] == len(tiny.tokenizer()(sentences[0])["input_ids"])
+    status, out, err = run("perplexity", "--model_name_or_path", "out", "--text", sentences[0], "--json")
+    assert json.loads(out)["tokens"] == len(tiny.tokenizer()(sentences[0])["input_ids"])
     status, out, err = run(*named.replace("--json", "").split())
     assert status == 0 and f"perplexity {found['after']['perplexity']:.2f}" in out and not err
 
     ask = ["generate", "--model_name_or_path", "out", "--prompt", "The quick", "--max_new_tokens", "8"]
     status, out, err = run(*ask, "--json", "--seed", "1")
     told = json.loads(out)
-    assert status == 0 and told["prompt"] == "The quick" and told["text"].startswith("The quick") and len(told["text"]) > 9
-    assert run(*ask, "--seed", "1")[1] == told["text"] + "\n" and json.loads(run(*ask, "--json", "--seed", "2")[1]) != told
-    assert run(*ask, "--greedy")[1] == run(*ask, "--greedy", "--seed", "5")[1] == json.loads(run(*ask, "--greedy", "--json")[1])["text"] + "\n"
+    assert status == 0 and told["prompt"] == "The quick"
+    assert told["text"].startswith("The quick") and len(told["text"]) > 9
+    assert run(*ask, "--seed", "1")[1] == told["text"] + "\n"
+    assert json.loads(run(*ask, "--json", "--seed", "2")[1]) != told
+    likeliest = json.loads(run(*ask, "--greedy", "--json")[1])["text"] + "\n"
+    assert run(*ask, "--greedy")[1] == run(*ask, "--greedy", "--seed", "5")[1] == likeliest
     assert run(*ask, "--num_beams", "3")[0] == 0
 
     before = {p: time for p, time in listing(cache).items() if p.suffix == ".arrow"}
@@ -178,17 +206,22 @@ def test_from_a_data_file_to_generated_text(run, folder, cache):
     assert {k: v for k, v in json.loads(Path("out/run.json").read_text()).items() if k in again} == again
 
 
-@pytest.mark.parametrize("write,name", [(json.dumps, "run.json"), (lambda d: "\n".join(f"{k}: {json.dumps(v)}" for k, v in d.items()), "run.yaml")])
+def yaml(arguments): return "\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items())
+
+
+@pytest.mark.parametrize("write,name", [(json.dumps, "run.json"), (yaml, "run.yaml")])
 def test_a_file_of_arguments_and_a_flag_that_overrides_it(write, name, run, folder):
     arguments = {k.removeprefix("--"): v for k, v in zip(scratch[1::2], scratch[2::2])}
-    arguments |= dict(block_size=16, max_steps=3, learning_rate=1e-3, eval_strategy="no", save_strategy="no", explode=True, max_new_tokens=5,
+    arguments |= dict(block_size=16, max_steps=3, learning_rate=1e-3, eval_strategy="no", save_strategy="no",
+                      explode=True, max_new_tokens=5,
                       prompt="The \"quick\" fox: no", seed=3, lr_scheduler_kwargs=None, bf16=False)
     Path("arguments-" + name).write_text(write(arguments))
     assert run("train", "arguments-" + name, "--learning_rate", "5e-4", "--max_steps=2")[0] == 0
     found = json.loads(Path("out/run.json").read_text())
     settings = found["training_arguments"]
     assert (settings["learning_rate"], settings["max_steps"], found["steps"], found["seed"]) == (5e-4, 2, 2, 3)
-    assert (settings["eval_strategy"], settings["bf16"]) == ("no", False) and found["samples"]["prompt"] == 'The "quick" fox: no'
+    assert (settings["eval_strategy"], settings["bf16"]) == ("no", False)
+    assert found["samples"]["prompt"] == 'The "quick" fox: no'
     assert found["ledger"]["train"]["flatten"]["documents"] == 3*found["ledger"]["train"]["load"]["records"]
 
 
@@ -201,9 +234,12 @@ def test_a_token_is_not_written_down_or_printed(run, folder):
 def test_real_questions_and_the_real_gpt2_tokenizer(run, folder):
     data = os.environ.get("CLM_NB_TEST_DATA") or pytest.skip("CLM_NB_TEST_DATA names no folder of test data")
     tiny.gpt2(n_embd=16, n_layer=1).config.save_pretrained("small")
-    flags = [f"--dataset_name={data}/eli5_category_sample/validation.json", "--text_column=answers.text", "--split=train[:200]",
-             f"--tokenizer_name={data}/gpt2_tokenizer", "--config_name=small", "--block_size=64", "--max_steps=6", "--learning_rate=1e-2",
+    flags = [f"--dataset_name={data}/eli5_category_sample/validation.json", "--text_column=answers.text",
+             "--split=train[:200]",
+             f"--tokenizer_name={data}/gpt2_tokenizer", "--config_name=small", "--block_size=64", "--max_steps=6",
+             "--learning_rate=1e-2",
              "--eval_strategy=steps", "--eval_steps=3", "--output_dir=out", "--max_new_tokens=5"]
     assert run("train", *flags)[0] == 0
-    evals = [log["eval_loss"] for log in json.loads(Path("out/run.json").read_text())["log_history"] if "eval_loss" in log]
+    history = json.loads(Path("out/run.json").read_text())["log_history"]
+    evals = [log["eval_loss"] for log in history if "eval_loss" in log]
     assert evals[1] < evals[0] < 12

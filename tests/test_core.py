@@ -32,5 +32,6 @@ heavy = "torch", "transformers", "datasets", "numpy", "pyarrow", "matplotlib"
 
 
 def test_import_is_light():
-    modules = "clm_nb, clm_nb.load, clm_nb.flatten, clm_nb.tokenize, clm_nb.group, clm_nb.collate, clm_nb.perplexity, clm_nb.cli"
+    stages = "load", "flatten", "tokenize", "group", "collate", "perplexity", "cli"
+    modules = ", ".join(["clm_nb", *(f"clm_nb.{name}" for name in stages)])
     assert answer(python(f"import sys, {modules}\nprint([m for m in {heavy} if m in sys.modules])")).strip() == "[]"

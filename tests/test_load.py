@@ -14,7 +14,7 @@ import tiny
 datasets.disable_progress_bars()
 answers = [f'Answer {i}, with "quotes",\ttabs, a new\nline, and 日本語 🙂' for i in range(12)]
 records = [{"q_id": f"q{i}", "title": f"Question {i}?", "text": text, "score": i} for i, text in enumerate(answers)]
-nested = [{"q_id": r["q_id"], "answers": {"a_id": ["a", "b"], "text": [r["text"], f"More {r['q_id']}"]}} for r in records]
+nested = [{"q_id": r["q_id"], "answers": {"a_id": ["a", "b"], "text": [r["text"], r["title"]]}} for r in records]
 
 
 def write_csv(path, delimiter=","):
@@ -27,7 +27,8 @@ def write_csv(path, delimiter=","):
 def write_folder(path):
     (path/"deeper").mkdir(parents=True)
     (path/".hidden.txt").write_text("not a document")
-    for i, text in enumerate(answers): (path/("deeper" if i % 2 else "")/f"{i}.txt").write_text(text + "\n\nend", encoding="utf-8")
+    for i, text in enumerate(answers):
+        (path/("deeper" if i % 2 else "")/f"{i}.txt").write_text(text + "\n\nend", encoding="utf-8")
 
 
 def write_gzip(path):
@@ -43,10 +44,13 @@ formats = {
     "corpus.txt": lambda p: p.write_text("\n\n".join(answers), encoding="utf-8"), "texts": write_folder,
     "saved": lambda p: Dataset.from_list(records).save_to_disk(p),
     "two words.json": lambda p: p.write_text(json.dumps(records)),
+    "nested.json": lambda p: p.write_text(json.dumps(nested)),
 }
 
 
-def texts(corpus): return [text for split in corpus.values() for text in split["text"]]
+def texts(corpus):
+    "The (first) text of every record"
+    return [r["answers"]["text"][0] if "answers" in r else r["text"] for split in corpus.values() for r in split]
 
 
 @pytest.mark.parametrize("name", formats)
@@ -107,8 +111,9 @@ def test_test_comes_before_validation_and_a_lone_split_is_split():
 
 
 nothing = {
-    "empty.txt": b"", "blank.txt": b"\n\n  \n\n", "empty.json": b"[]", "header.csv": b"q_id,text\n", "half.json": b'[{"text": "a"}, {"te',
-    "corrupt.parquet": b"no parquet", "latin1.txt": "naïve".encode("latin-1"), "numbers.json": b'[{"text": 1}, {"text": 2}]',
+    "empty.txt": b"", "blank.txt": b"\n\n  \n\n", "empty.json": b"[]", "header.csv": b"q_id,text\n",
+    "half.json": b'[{"text": "a"}, {"te',
+    "corrupt.parquet": b"no parquet", "latin1.txt": "naïve".encode("latin-1"), "numbers.json": b'[{"text": 1}]',
     "ragged.csv": b"a,b\n1,2\n1,2,3,4\n", "picture.png": b"\x89PNG",
 }
 
@@ -124,23 +129,28 @@ def test_a_file_without_text_is_one_clear_line(name, tmp_path, cache):
 def test_wrong_names_and_numbers_are_one_clear_line(tmp_path):
     data = Dataset.from_list(records)
     for arguments, message in [
-        (dict(name_or_path=tmp_path/"nowhere"), "nowhere doesn't exist"), (dict(name_or_path="nowhere.json"), "nowhere.json doesn't exist"),
+        (dict(name_or_path=tmp_path/"nowhere"), "nowhere doesn't exist"),
+        (dict(name_or_path="nowhere.json"), "nowhere.json doesn't exist"),
         (dict(text_column="answer"), "text_column='answer' is not a text column .* Text columns: q_id, title, text"),
-        (dict(text_column="score"), "text_column='score'"), (dict(test_size=12), "test_size=12"), (dict(test_size=1.5), "test_size=1.5"),
+        (dict(text_column="score"), "text_column='score'"), (dict(test_size=12), "test_size=12"),
+        (dict(test_size=1.5), "test_size=1.5"),
         (dict(test_size=0), "test_size=0"), (dict(test_size=-1), "test_size=-1"), (dict(split="test"), "split='test'"),
-        (dict(name_or_path=DatasetDict(a=data, b=data)), "the splits a, b"), (dict(split="train[:0]"), "holds no (records|text)"),
+        (dict(name_or_path=DatasetDict(a=data, b=data)), "the splits a, b"),
+        (dict(split="train[:0]"), "holds no (records|text)"),
         (dict(name_or_path=data.select_columns(["q_id", "title"])), "Text columns: q_id, title"),
     ]:
-        with pytest.raises((ValueError, OSError), match=message) as error: load_corpus(**dict(name_or_path=data) | arguments)
+        with pytest.raises((ValueError, OSError), match=message) as error:
+            load_corpus(**dict(name_or_path=data) | arguments)
         assert "\n" not in str(error.value)
 
 
 blank = st.sampled_from([None, "", "  ", "\n"])
 word = st.sampled_from([*"abcdefgh"]).flatmap(lambda w: st.sampled_from([w, f" {w}", f"{w}\n"]))
 sometimes = lambda values: st.one_of(values, values, blank)
-flat_record = st.fixed_dictionaries({"q_id": sometimes(st.integers(0, 30).map(str)), "title": sometimes(st.integers(0, 40).map(str)), "text": sometimes(word)})
+q_id, title = (sometimes(st.integers(0, n).map(str)) for n in (30, 40))
+flat_record = st.fixed_dictionaries({"q_id": q_id, "title": title, "text": sometimes(word)})
 deep_record = st.fixed_dictionaries({"q_id": sometimes(st.integers(0, 30).map(str)),
-                                     "answers": st.fixed_dictionaries({"text": st.one_of(st.none(), st.lists(sometimes(word), max_size=3))})})
+    "answers": st.fixed_dictionaries({"text": st.one_of(st.none(), st.lists(sometimes(word), max_size=3))})})
 schemas = {kind: datasets.Features(f) for kind, f in dict(
     flat=dict(q_id=datasets.Value("string"), title=datasets.Value("string"), text=datasets.Value("string")),
     deep=dict(q_id=datasets.Value("string"), answers=dict(text=datasets.List(datasets.Value("string"))))).items()}
@@ -198,7 +208,8 @@ import hashlib, json, datasets
 datasets.disable_progress_bars()
 from clm_nb.load import load_corpus, python_docs
 parts = [python_docs(part) for part in ("task", "base")] + list(load_corpus("python-docs").values())
-print(json.dumps([[p._fingerprint, len(p), hashlib.sha256(json.dumps(p.to_list()).encode()).hexdigest()] for p in parts]))
+def digest(part): return part._fingerprint, len(part), hashlib.sha256(json.dumps(part.to_list()).encode()).hexdigest()
+print(json.dumps([digest(part) for part in parts]))
 """
 
 
@@ -213,7 +224,8 @@ def test_python_docs_is_the_same_in_every_process(tmp_path, capsys):
 
 def test_python_docs_does_not_repeat_itself():
     corpus = load_corpus("python-docs")
-    paragraphs = [{p.strip() for answers in part["answers"] for t in answers["text"] for p in t.split("\n\n")} - {""} for part in corpus.values()]
+    texts = [[text for answers in part["answers"] for text in answers["text"]] for part in corpus.values()]
+    paragraphs = [{p.strip() for text in side for p in text.split("\n\n")} - {""} for side in texts]
     headings = {p for part in paragraphs for p in part if len(p.splitlines()) == 1 and len(p) < 80}
     assert not (paragraphs[0] - headings) & (paragraphs[1] - headings)
     docstrings = [t for answers in python_docs("base")["answers"] for t in answers["text"]]
@@ -223,7 +235,7 @@ def test_python_docs_does_not_repeat_itself():
 
 @pytest.fixture
 def hub(monkeypatch):
-    "A Hub on this machine whose answer the test sets: `hub.reply = status, {headers}`; `hub.seen` are the requests' headers"
+    "A Hub on this machine: the test sets `hub.reply = status, {headers}` and finds the requests' headers in `hub.seen`"
     import huggingface_hub.constants as constants
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -244,12 +256,12 @@ def hub(monkeypatch):
 
 
 @pytest.mark.parametrize("reply,error,message", [
-    ((404, {"X-Error-Code": "RepoNotFound"}), ValueError, "'some/corpus' is neither a local path nor a public dataset on the Hub"),
+    ((404, {"X-Error-Code": "RepoNotFound"}), ValueError, "'some/corpus' is neither a local path nor a public dataset"),
     ((401, {"X-Error-Code": "RepoNotFound"}), ValueError, "'some/corpus' is neither .* log in"),
-    ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), ConnectionError, "refused .*401"),
+    ((401, {"X-Error-Message": "Invalid credentials in Authorization header"}), OSError, "refused .*401"),
     ((403, {"X-Error-Code": "GatedRepo"}), PermissionError, "'some/corpus' is gated"),
     ((404, {"X-Error-Code": "RevisionNotFound"}), ValueError, "'some/corpus' has no revision 'v9'"),
-    ((403, {}), ConnectionError, "refused .*403"), ((503, {}), ConnectionError, "can't be reached"),
+    ((403, {}), OSError, "refused .*403"), ((503, {}), ConnectionError, "can't be reached"),
 ])
 def test_what_the_hub_refuses_is_one_clear_line(hub, reply, error, message):
     hub.reply = reply
@@ -260,7 +272,8 @@ def test_what_the_hub_refuses_is_one_clear_line(hub, reply, error, message):
 
 @pytest.mark.parametrize("load", [load_corpus, load_tokenizer, load_model])
 def test_without_a_network_a_hub_name_is_one_clear_line(load):
-    with pytest.raises(ConnectionError, match="'some/name': the Hub can't be reached .* 'python-docs'") as error: load("some/name")
+    with pytest.raises(ConnectionError, match="'some/name': the Hub can't be reached .* 'python-docs'") as error:
+        load("some/name")
     assert "\n" not in str(error.value)
 
 

@@ -1,5 +1,5 @@
 "Flatten, tokenize and group against the tutorial's own code, plain Python and numpy; their caches and their memory"
-import itertools, json, os, sys, tracemalloc, unicodedata
+import itertools, json, os, tracemalloc, unicodedata
 from pathlib import Path
 
 import datasets, numpy as np, pyarrow as pa, pytest
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from clm_nb.flatten import flatten
 from clm_nb.group import group, group_batch, stream_blocks
 from clm_nb.load import Ledger, check_ledger, ledger_from_dict, ledger_to_dict, load_corpus
-from clm_nb.tokenize import document_affixes, tokenize, tokenize_batch, tokenizer_json
+from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
 from conftest import answer, python
 import tiny
 
@@ -39,10 +39,11 @@ def group_texts(examples):  # the tutorial's code, word for word
 
 def random_corpus(n, seed):
     "ELI5-shaped records, some with special tokens spelled out in them"
-    rng, words = np.random.default_rng(seed), ["The fox", "naïve", "日本語🙂", "list,", "12,345", "\n\n", "<|endoftext|>", "def f(x):"]
+    rng = np.random.default_rng(seed)
+    words = ["The fox", "naïve", "日本語🙂", "list,", "12,345", "\n\n", "<|endoftext|>", "def f(x):"]
     text = lambda: " ".join(["So", *rng.choice(words, rng.integers(0, 9))])
     rows = [[text() for _ in range(rng.integers(1, 4))] for _ in range(n)]
-    return Dataset.from_list([{"q_id": str(i), "answers": {"text": texts, "score": [1]*len(texts)}} for i, texts in enumerate(rows)])
+    return Dataset.from_list([{"q_id": str(i), "answers": {"text": texts}} for i, texts in enumerate(rows)])
 
 
 @pytest.mark.parametrize("num_proc", [None, 2])
@@ -64,7 +65,8 @@ def test_the_tutorials_choices_give_the_tutorials_blocks(n, num_proc, cache):
 @given(st.lists(st.lists(st.integers(0, 99), max_size=40), min_size=1, max_size=12))
 def test_group_batch_is_group_texts(rows):
     theirs = group_texts({"input_ids": rows})["input_ids"]
-    assert group_batch(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}), block_size)["input_ids"].to_pylist() == theirs
+    ours = group_batch(pa.table({"input_ids": pa.array(rows, pa.list_(pa.int32()))}), block_size)
+    assert ours["input_ids"].to_pylist() == theirs
 
 
 @settings(max_examples=200, deadline=None)
@@ -76,7 +78,8 @@ def test_stream_is_the_concatenation_cut(rows, block):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.lists(st.lists(st.integers(1, 99), max_size=30), max_size=8), min_size=1, max_size=4), st.integers(2, 20), st.data())
+@given(st.lists(st.lists(st.lists(st.integers(1, 99), max_size=30), max_size=8), min_size=1, max_size=4),
+       st.integers(2, 20), st.data())
 def test_group_is_the_concatenation_cut_however_the_data_lie(tmp_path_factory, chunks, block, data):
     rows = list(itertools.chain(*chunks))
     stream = np.concatenate([[], *rows]).astype(int)
@@ -89,40 +92,51 @@ def test_group_is_the_concatenation_cut_however_the_data_lie(tmp_path_factory, c
         patch.setenv("CLM_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
         for remainder, kept in (("drop", whole), ("pad", len(stream))):
             if not kept:
-                with pytest.raises(ValueError, match="fewer than one block"): group(DatasetDict(train=tokens), block, remainder)
+                with pytest.raises(ValueError, match="fewer than one block"):
+                    group(DatasetDict(train=tokens), block, remainder)
                 continue
             blocks = group(DatasetDict(train=tokens), block, remainder, pad_token_id=7, ledger=ledger)["train"]
             ids = np.array(blocks["input_ids"][:])
-            assert ids.shape[1] == block and ids.ravel()[:kept].tolist() == stream[:kept].tolist() and (ids.ravel()[kept:] == 7).all()
-            if remainder == "pad": assert np.array(blocks["attention_mask"][:]).ravel().tolist() == [1]*kept + [0]*(ids.size - kept)
+            assert ids.shape[1] == block and ids.ravel().tolist() == stream[:kept].tolist() + [7]*(ids.size - kept)
+            if remainder == "pad":
+                assert np.array(blocks["attention_mask"][:]).ravel().tolist() == [1]*kept + [0]*(ids.size - kept)
             counts = ledger["group", "train"]
             assert counts["tokens"] == len(stream) == counts["tokens_in_blocks"] + counts["dropped_remainder"]
-            assert (counts["tokens_in_blocks"], counts["blocks"], counts["padding"]) == (kept, len(blocks), ids.size - kept)
+            found = counts["tokens_in_blocks"], counts["blocks"], counts["padding"]
+            assert found == (kept, len(blocks), ids.size - kept)
             assert blocks.features["input_ids"] == List(Value("int32"), length=block)
 
 
 def test_groups_of_a_short_split_and_wrong_options_are_one_clear_line(cache):
     tokens = DatasetDict(train=Dataset.from_dict({"input_ids": [[1, 2, 3]]}, features=ragged_lists))
-    for arguments, message in [(dict(block_size=4), "'train' holds 3 tokens, fewer than one block of 4"), (dict(block_size=1), "block_size=1"),
+    for arguments, message in [(dict(block_size=4), "'train' holds 3 tokens, fewer than one block of 4"),
+                               (dict(block_size=1), "block_size=1"),
                                (dict(block_size=0), "block_size=0"), (dict(remainder="keep"), "remainder='keep'")]:
         with pytest.raises(ValueError, match=message): group(tokens, **arguments)
-    assert group(tokens, 4, "pad", pad_token_id=9)["train"][0] == dict(input_ids=[1, 2, 3, 9], attention_mask=[1, 1, 1, 0])
+    (padded,) = group(tokens, 4, "pad", pad_token_id=9)["train"]
+    assert padded == dict(input_ids=[1, 2, 3, 9], attention_mask=[1, 1, 1, 0])
     assert group(tokens, 3)["train"][:] == {"input_ids": [[1, 2, 3]]}
 
 
-text = st.one_of(st.none(), st.sampled_from(["", "  ", "\n"]), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+text = st.one_of(st.none(), st.sampled_from(["", "  ", "\n"]), anything)
 some_records = st.lists(st.one_of(st.none(), st.lists(text, max_size=3)), min_size=1, max_size=12)
 
 
 @settings(max_examples=25, deadline=None)
-@given(some_records, some_records, st.booleans(), st.booleans(), st.sampled_from(["drop", "pad", "batch"]), st.booleans())
-def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train, test, explode, bos, remainder, add_eos):
+@given(some_records, some_records, st.booleans(), st.booleans(), st.sampled_from(["drop", "pad", "batch"]),
+       st.booleans())
+def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train, test, explode, bos, remainder,
+                                                         add_eos):
     features = Features(q_id=Value("string"), answers=dict(text=List(Value("string"))))
-    records = lambda rows, side: Dataset.from_list([{"q_id": f"{side}{i}", "answers": {"text": r}} for i, r in enumerate(rows)], features=features)
-    corpus, tokenizer, ledger = DatasetDict(train=records(train, "a"), test=records(test, "b")), tiny.tokenizer(bos=bos), Ledger()
+    def records(rows, side):
+        return Dataset.from_list([{"q_id": f"{side}{i}", "answers": {"text": r}} for i, r in enumerate(rows)], features)
+    corpus = DatasetDict(train=records(train, "a"), test=records(test, "b"))
+    tokenizer, ledger = tiny.tokenizer(bos=bos), Ledger()
     expected = {}
     for split, rows in dict(train=train, test=test).items():
-        joined = itertools.chain(*(r or [] for r in rows)) if explode else (r if r is None else " ".join(t or "" for t in r) for r in rows)
+        joined = (r if r is None else " ".join(t or "" for t in r) for r in rows)
+        if explode: joined = itertools.chain(*(r or [] for r in rows))
         expected[split] = [t for t in joined if t and t.strip("\x1c\x1d\x1e\x1f") and not t.isspace()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLM_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -147,7 +161,8 @@ def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train
 @pytest.mark.parametrize("entries,message", [
     ({("flatten", "train"): dict(texts=5, documents=3, dropped_empty=1)}, "flatten of 'train' took 5"),
     ({("group", "test"): dict(tokens=9, tokens_in_blocks=8)}, "group of 'test' took 9"),
-    ({("tokenize", "test"): dict(documents=1, tokens=9, text_tokens=8, special_tokens=1), ("group", "test"): dict(tokens=8, tokens_in_blocks=8)}, "gave 9"),
+    ({("tokenize", "test"): dict(documents=1, tokens=9, text_tokens=8, special_tokens=1),
+      ("group", "test"): dict(tokens=8, tokens_in_blocks=8)}, "gave 9"),
 ])
 def test_a_ledger_that_does_not_balance_is_noticed(entries, message):
     with pytest.raises(ValueError, match=message): check_ledger(Ledger(entries))
@@ -157,14 +172,17 @@ def sentencepiece_like():
     "LLaMA's kind: spaces as ▁, bytes for what it doesn't know, BOS added by itself"
     backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+                                         decoders.Strip(" ", 1, 0)])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256))]
-    backend.train_from_iterator(tiny.texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special[:3], initial_alphabet=[], show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special[:3], initial_alphabet=[], show_progress=False)
+    backend.train_from_iterator(tiny.texts, trainer)
     vocab = json.loads(backend.to_str())
     words = [w for w in vocab["model"]["vocab"] if w not in special]
     vocab["model"]["vocab"] = {w: i for i, w in enumerate([*special, *words])}
     backend = Tokenizer.from_str(json.dumps(vocab))
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    begin = dict(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    backend.post_processor = processors.TemplateProcessing(**begin)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
@@ -173,23 +191,29 @@ def with_cls_and_sep():
     new = tiny.tokenizer(eos=False)
     new.add_special_tokens(dict(cls_token="<s>", sep_token="</s>"))
     ids = [("<s>", new.cls_token_id), ("</s>", new.sep_token_id)]
-    new.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ids)
+    both_ends = dict(single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=ids)
+    new.backend_tokenizer.post_processor = processors.TemplateProcessing(**both_ends)
     return new
 
 
-kinds = {"gpt2": tiny.tokenizer, "bos": lambda: tiny.tokenizer(bos=True), "llama": sentencepiece_like, "cls": with_cls_and_sep,
+kinds = {"gpt2": tiny.tokenizer, "bos": lambda: tiny.tokenizer(bos=True), "llama": sentencepiece_like,
+         "cls": with_cls_and_sep,
          "none": lambda: tiny.tokenizer(eos=False)}
 one_of_each = {}
 for code in itertools.chain(range(0x3000), range(0xA000, 0xD7FF, 31), range(0xE000, 0x110000, 997)):
     one_of_each.setdefault(unicodedata.category(chr(code)), []).append(chr(code))
 one_of_each.pop("Cs", None)
-odd_texts = ["<|endoftext|>", "a<|endoftext|> b <|endoftext|><|endoftext|>", "<s>x</s>", "<unk>", "<0x41>", "▁The▁fox", "The fox", " The  fox \n\n\t", "",
-             " ", "\n", "\x00", "\r\n", "\ufeffThe", "e\u0301é", "👩‍👩‍👧‍👦🇯🇵🏳️‍🌈", "\u200bfo\u200dx", "a"*3000, "日本語"*50, "I'll we've IT'S", "١٢٣ 123,456.78", "ǅ ﬁ ẞ",
-             *("".join(characters[:60]) for characters in one_of_each.values()), *(" ".join(c[-20:]) for c in one_of_each.values())]
+odd_texts = ["<|endoftext|>", "a<|endoftext|> b <|endoftext|><|endoftext|>", "<s>x</s>", "<unk>", "<0x41>", "▁The▁fox",
+             "The fox", " The  fox \n\n\t", "",
+             " ", "\n", "\x00", "\r\n", "\ufeffThe", "e\u0301é", "👩‍👩‍👧‍👦🇯🇵🏳️‍🌈", "\u200bfo\u200dx", "a"*3000, "日本語"*50,
+             "I'll we've IT'S", "١٢٣ 123,456.78", "ǅ ﬁ ẞ",
+             *("".join(characters[:60]) for characters in one_of_each.values()),
+             *(" ".join(characters[-20:]) for characters in one_of_each.values())]
 
 
 def encoded(texts, spec, encoder, prefix=(), suffix=()):
-    return tokenize_batch(pa.table({"text": pa.array(texts, pa.string())}), spec, tuple(prefix), tuple(suffix), encoder)["input_ids"].to_pylist()
+    table = pa.table({"text": pa.array(texts, pa.string())})
+    return tokenize_batch(table, spec, tuple(prefix), tuple(suffix), encoder)["input_ids"].to_pylist()
 
 
 def test_every_unicode_category_is_tried(): assert len(one_of_each) == 29
@@ -206,13 +230,15 @@ def test_tokens_are_those_of_the_tokenizer(kind, allow_special, cache):
     end = {"gpt2": 0, "bos": 0, "llama": 2, "cls": tokenizer.sep_token_id}.get(kind)
     closed = tokenize(documents, tokenizer, allow_special=allow_special)["train"]["input_ids"][:]
     assert closed == (ours if kind in ("cls", "none") else [row + [end] for row in ours])
-    if not allow_special and end is not None: assert all(end not in row[:-1] for row in ([r[1:] for r in closed] if kind == "bos" else closed))
+    inside = [row[kind == "bos":-1] for row in closed]
+    if not allow_special and end is not None: assert not any(end in row for row in inside)
 
 
 def test_a_tokenizer_without_an_end_says_so_once_and_pads_nothing(cache, caplog):
     documents = DatasetDict(train=Dataset.from_dict({"text": ["The fox", "lazy dog"]}))
     tokenize(documents, kinds["none"]())
-    assert [r.message for r in caplog.records if r.name == "clm_nb"] == ["This tokenizer has no EOS, separator or BOS token: documents run together."]
+    said = [r.message for r in caplog.records if r.name == "clm_nb"]
+    assert said == ["This tokenizer has no EOS, separator or BOS token: documents run together."]
 
 
 def both(tokenizer, texts):
@@ -229,7 +255,6 @@ def test_gigatoken_is_tokenizers_and_nothing_is_lost(kind):
 
 
 bpe = tiny.tokenizer()
-anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 
 
 @settings(max_examples=100, deadline=None)
@@ -240,7 +265,7 @@ def test_gigatoken_is_tokenizers_on_any_text(texts):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(anything, max_size=6), st.lists(st.integers(0, 300), max_size=2), st.lists(st.integers(0, 300), max_size=2), st.integers(0, 3))
+@given(st.lists(anything, max_size=6), *[st.lists(st.integers(0, 300), max_size=2)]*2, st.integers(0, 3))
 def test_affixes_stand_around_every_document(texts, prefix, suffix, start):
     spec = tokenizer_json(bpe)
     table = pa.table({"text": pa.array(["before"]*start + texts + ["after"], pa.string())}).slice(start, len(texts))
@@ -253,7 +278,8 @@ def test_real_text_and_the_real_gpt2_tokenizer(cache):
     folder = os.environ.get("CLM_NB_TEST_DATA") or pytest.skip("CLM_NB_TEST_DATA names no folder of test data")
     from clm_nb.tokenize import load_tokenizer
     tokenizer = load_tokenizer(Path(folder)/"gpt2_tokenizer")
-    documents = flatten(load_corpus(Path(folder)/"eli5_category_sample/validation.json"), "answers.text")["test"]["text"][:200]
+    corpus = load_corpus(Path(folder)/"eli5_category_sample/validation.json")
+    documents = flatten(corpus, "answers.text")["test"]["text"][:200]
     giga, plain = both(tokenizer, documents + odd_texts)
     assert giga == plain == tokenizer(documents + odd_texts, split_special_tokens=True)["input_ids"]
     assert tokenizer.batch_decode(giga, clean_up_tokenization_spaces=False) == documents + odd_texts
@@ -262,12 +288,16 @@ def test_real_text_and_the_real_gpt2_tokenizer(cache):
 def files(folder): return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*.arrow")}
 
 
+grouping = "block_size", "remainder"
+
+
 def blocks_of(rows, **options):
     "Tokens and blocks of a small corpus: the whole of preprocessing"
     corpus = DatasetDict(train=Dataset.from_dict({"text": rows}))
     tokenizer = tiny.tokenizer()
-    tokens = tokenize(flatten(corpus), tokenizer, **{k: v for k, v in options.items() if k in ("add_eos", "allow_special", "num_proc", "batch_size", "encoder")})
-    return tokens["train"], group(tokens, **{"block_size": 8} | {k: v for k, v in options.items() if k in ("block_size", "remainder")})["train"]
+    tokens = tokenize(flatten(corpus), tokenizer, **{k: v for k, v in options.items() if k not in grouping})
+    blocks = group(tokens, **{"block_size": 8} | {k: v for k, v in options.items() if k in grouping})
+    return tokens["train"], blocks["train"]
 
 
 some_texts = [f"The {n}th text of a small corpus, <|endoftext|> and all." for n in range(40)]
@@ -288,12 +318,14 @@ from test_preprocess import blocks_of, some_texts
 tokens, blocks = blocks_of(some_texts)
 print(tokens._fingerprint, blocks._fingerprint, blocks["input_ids"][:])
 """
-    assert answer(python(code, PYTHONHASHSEED=5)).strip() == f"{tokens._fingerprint} {blocks._fingerprint} {blocks['input_ids'][:]}"
+    found = answer(python(code, PYTHONHASHSEED=5)).strip()
+    assert found == f"{tokens._fingerprint} {blocks._fingerprint} {blocks['input_ids'][:]}"
     assert files(cache) == before
 
 
 @pytest.mark.parametrize("change,made", [
-    (dict(), 0), (dict(block_size=9), 1), (dict(remainder="pad"), 1), (dict(remainder="batch"), 1), (dict(add_eos=False), 2),
+    (dict(), 0), (dict(block_size=9), 1), (dict(remainder="pad"), 1), (dict(remainder="batch"), 1),
+    (dict(add_eos=False), 2),
     (dict(allow_special=True), 2), (dict(encoder="tokenizers"), 2), (dict(num_proc=2), 0), (dict(batch_size=7), 0),
     (dict(rows=some_texts + ["one more"]), 2), (dict(rows=["one other", *some_texts[1:]]), 2),
 ])
@@ -308,7 +340,8 @@ def test_what_changes_the_result_is_made_anew_and_nothing_else(change, made, cac
     assert blocks_of(**options)[1]["input_ids"][:] == blocks
 
 
-@pytest.mark.parametrize("options", [dict(num_proc=2), dict(num_proc=2, encoder="tokenizers"), dict(batch_size=3), dict(batch_size=1, encoder="tokenizers")])
+@pytest.mark.parametrize("options", [dict(num_proc=2), dict(num_proc=2, encoder="tokenizers"), dict(batch_size=3),
+                                     dict(batch_size=1, encoder="tokenizers")])
 def test_processes_and_batches_change_nothing(options, tmp_path, monkeypatch):
     found = []
     for name, how in (("plain", {}), ("other", options)):

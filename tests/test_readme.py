@@ -14,7 +14,8 @@ def code(language: str) -> list[str]:
     return re.findall(rf"^```\s*{language}\s*\n(.*?)^```", readme, re.M | re.S)
 
 
-commands = [line for block in code("sh") for line in block.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+lines = [line for block in code("sh") for line in block.replace("\\\n", " ").splitlines()]
+commands = [line for line in lines if line.strip() and not line.startswith("#")]
 of = {name: [c for c in commands if shlex.split(c)[0] == name] for name in ("make", "pip", "clm_nb")}
 on_hub = [c for c in of["clm_nb"] if any(re.fullmatch(r"(?!runs/)[\w-]+/[\w.-]+", word) for word in shlex.split(c))]
 
@@ -37,7 +38,8 @@ def test_commands_for_the_hub_parse():
     for command in on_hub:
         _, name, *flags = shlex.split(command)
         given, rest = train_parser().parse_known_args(flags)
-        assert name == "train" and given.dataset_name and given.model_name_or_path and isinstance(parse_training(rest), dict)
+        assert name == "train" and given.dataset_name and given.model_name_or_path
+        assert isinstance(parse_training(rest), dict)
 
 
 def stopped_early(command):
@@ -50,7 +52,8 @@ def test_commands_and_python_run(tmp_path):
     script = tmp_path/"readme.sh"
     script.write_text("set -e\n" + "\n".join(stopped_early(c) for c in of["clm_nb"] if c not in on_hub))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    shell = subprocess.Popen(["sh", script], cwd=tmp_path, env=os.environ | dict(PATH=path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    shell = subprocess.Popen(["sh", script], cwd=tmp_path, env=os.environ | dict(PATH=path), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     ours = python(f"import os\nos.chdir({str(tmp_path)!r})\n" + code("python")[0])
     told, printed = answer(shell), answer(ours)
     assert "Run folder: runs/docs" in told and re.search(r"^perplexity \d", told, re.M)

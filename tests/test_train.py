@@ -20,7 +20,8 @@ def make_blocks(rows=24, block=16):
 
 
 blocks = DatasetDict(train=make_blocks(), test=make_blocks(10))
-short = dict(max_steps=3, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps", eval_steps=3, disable_tqdm=True,
+short = dict(max_steps=3, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps", eval_steps=3,
+             disable_tqdm=True,
              bf16=False, learning_rate=1e-2)
 
 
@@ -55,8 +56,9 @@ def test_run_folder_is_the_model(family, tmp_path):
     before = parameters(model).clone()
     trainer = run(folder, model)
     assert trainer.model is model and not model.training and not torch.equal(parameters(model), before)
-    assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "loss.png", "README.md"} <= set(contents(folder))
-    assert not [name for name in contents(folder) if Path(name).name.startswith("pytorch_model") or name.endswith(".new")]
+    files = contents(folder)
+    assert {"model.safetensors", "config.json", "tokenizer.json", "run.json", "loss.png", "README.md"} <= set(files)
+    assert not [name for name in files if Path(name).name.startswith("pytorch_model") or name.endswith(".new")]
     loaded, saved_tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert type(loaded) is type(model) and torch.equal(parameters(loaded), parameters(model))
     assert torch.equal(parameters(load_model(folder)), parameters(model))
@@ -73,8 +75,10 @@ def test_run_json_says_what_was_done(tmp_path):
     assert (found["status"], found["steps"], found["seed"], found["block_size"]) == ("trained", 3, 7, 16)
     assert found["parameters"] == sum(p.numel() for p in trainer.model.parameters())
     assert found["source"]["dataset_name"] == "my corpus" and found["torch"] == torch.__version__
-    assert found["training_arguments"] | dict(weight_decay=0.5, max_steps=3, num_train_epochs=3) == found["training_arguments"]
-    assert [log["loss"] for log in found["log_history"] if "loss" in log] == losses(trainer) and len(losses(trainer)) == 3
+    given = dict(weight_decay=0.5, max_steps=3, num_train_epochs=3)
+    assert found["training_arguments"] | given == found["training_arguments"]
+    assert len(losses(trainer)) == 3
+    assert [log["loss"] for log in found["log_history"] if "loss" in log] == losses(trainer)
     assert found["data"] == {split: part._fingerprint for split, part in blocks.items()}
     card = (tmp_path/"README.md").read_text()
     assert "my corpus" in card and "16 tokens" in card and '"weight_decay": 0.5' in card
@@ -82,7 +86,8 @@ def test_run_json_says_what_was_done(tmp_path):
 
 def test_the_second_run_in_a_folder_keeps_no_figures_of_the_first(tmp_path):
     run(tmp_path)
-    write_run(tmp_path, before=dict(loss=9.75, perplexity=1e4), after=dict(loss=1.25, perplexity=3.5), samples=dict(after="once"))
+    once = dict(loss=9.75, perplexity=1e4)
+    write_run(tmp_path, before=once, after=once, samples=dict(after="once"))
     run(tmp_path, max_steps=2, eval_strategy="no")
     found = json.loads((tmp_path/"run.json").read_text())
     assert found["steps"] == 2 and not {"before", "after", "samples"} & set(found)
@@ -100,11 +105,14 @@ ragged = [rng.integers(1, 400, n).tolist() for n in (5, 16, 9, 3, 16, 16, 7, 12,
 
 
 def trainer_on(rows, tmp_path, model, batch=6, accumulation=1, **settings):
-    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, max_steps=3,
-                             logging_steps=1, save_strategy="no", optim="sgd", learning_rate=0.5, disable_tqdm=True, use_cpu=True,
+    args = TrainingArguments(str(tmp_path), per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation,
+                             max_steps=3,
+                             logging_steps=1, save_strategy="no", optim="sgd", learning_rate=0.5, disable_tqdm=True,
+                             use_cpu=True,
                              report_to="none", **settings)
     data = Dataset.from_dict({"input_ids": rows})
-    return CausalTrainer(model, args, data_collator=CausalCollator(), train_dataset=data, eval_dataset=data, processing_class=tokenizer())
+    return CausalTrainer(model, args, data_collator=CausalCollator(), train_dataset=data, eval_dataset=data,
+                         processing_class=tokenizer())
 
 
 @pytest.mark.parametrize("family", families)
@@ -131,7 +139,8 @@ def test_training_loss_is_the_mean_over_the_predicted_tokens(family, tmp_path):
 @pytest.mark.parametrize("rows", [blocks["test"]["input_ids"][:], ragged], ids=["blocks", "ragged"])
 def test_eval_loss_is_the_mean_over_the_predicted_tokens(family, rows, tmp_path):
     model = families[family]()
-    found = [trainer_on(rows, tmp_path, model, per_device_eval_batch_size=size).evaluate()["eval_loss"] for size in (1, 4, 64)]
+    trainers = [trainer_on(rows, tmp_path, model, per_device_eval_batch_size=size) for size in (1, 4, 64)]
+    found = [trainer.evaluate()["eval_loss"] for trainer in trainers]
     assert found == pytest.approx([float64_loss(model, rows)]*3, rel=1e-5)
 
 
@@ -155,7 +164,8 @@ def test_what_would_be_overwritten_is_refused_and_left_alone(tmp_path):
     file.write_text("a file")
     (tmp_path/"link").symlink_to(own)
     before = contents(tmp_path)
-    for folder, message in [(own, "is the folder of the model to be trained"), (tmp_path/"link", "is the folder of the model"),
+    for folder, message in [(own, "is the folder of the model to be trained"),
+                            (tmp_path/"link", "is the folder of the model"),
                             (other, "holds files that are not of an earlier run"), (file, "is a file")]:
         with pytest.raises(ValueError, match=message) as error: run(folder, load_model(own))
         assert "\n" not in str(error.value) and str(folder) in str(error.value)
@@ -190,7 +200,8 @@ def test_an_error_leaves_the_earlier_model(tmp_path):
 
 def test_an_error_while_saving_leaves_the_earlier_model(tmp_path, monkeypatch):
     run(tmp_path)
-    before = {name: text for name, text in contents(tmp_path).items() if name.endswith((".safetensors", "config.json", "tokenizer.json"))}
+    kept = ".safetensors", "config.json", "tokenizer.json"
+    before = {name: text for name, text in contents(tmp_path).items() if name.endswith(kept)}
     def half(self, folder, **kwargs):
         Path(folder, "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
@@ -202,7 +213,8 @@ def test_an_error_while_saving_leaves_the_earlier_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments,message", [
-    (dict(data=DatasetDict(train=make_blocks(4, 257), test=make_blocks(4, 257))), "block_size=257 is longer than the model's context .256"),
+    (dict(data=DatasetDict(train=make_blocks(4, 257), test=make_blocks(4, 257))),
+     "block_size=257 is longer than the model's context .256"),
     (dict(model=gpt2(vocab_size=300)), f"The tokenizer has {len(tokenizer())} tokens, the model knows 300"),
     (dict(data=DatasetDict(train=blocks["train"])), "no 'test' split"),
     (dict(eval_strategy="sometimes"), "sometimes"), (dict(no_such_setting=1), "no_such_setting"),
@@ -253,5 +265,7 @@ def test_a_model_from_a_config_takes_over_the_vocabulary_and_the_seed(tmp_path):
     gpt2(vocab_size=50).config.save_pretrained(tmp_path)
     for name in (tmp_path, tmp_path/"config.json"):
         first, again, other = (load_model(config_name=name, tokenizer=tokenizer(), seed=seed) for seed in (1, 1, 2))
-        assert first.config.vocab_size == len(tokenizer()) and (first.config.eos_token_id, first.config.pad_token_id) == (0, None)
-        assert torch.equal(parameters(first), parameters(again)) and not torch.equal(parameters(first), parameters(other))
+        config = first.config
+        assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (len(tokenizer()), 0, None)
+        assert torch.equal(parameters(first), parameters(again))
+        assert not torch.equal(parameters(first), parameters(other))
