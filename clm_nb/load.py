@@ -215,22 +215,28 @@ def find_text_column(
         raise ValueError(f"Can't tell which column holds the text. Name one with text_column=. Text columns: {listed}.")
     return known[0]
 
-# %% ../nbs/00_load.ipynb #2e26b005
+# %% ../nbs/00_load.ipynb #ebe48e32
 _question_columns = ("q_id", "title", "question")
+
+
+def _texts(dataset, column: str) -> tuple:
+    "(record index, text) arrays of every text of a column that isn't missing or blank, white space around it cut off"
+    import numpy as np, pyarrow as pa, pyarrow.compute as pc
+    root = dataset.select_columns(column.split(".")[0]).flatten()
+    values = root.select_columns(column).with_format("arrow")[:][column].combine_chunks()
+    record = pa.array(np.arange(len(values)))
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        record, values = pc.list_parent_indices(values), pc.list_flatten(values)
+    values = pc.utf8_trim_whitespace(values)
+    has_text = pc.fill_null(pc.greater(pc.utf8_length(values), 0), False)
+    return record.filter(has_text).to_numpy(), values.filter(has_text)
 
 
 def _shared_values(dataset, column: str) -> Iterator[tuple[int, tuple]]:
     "(record, (column, value)) wherever a text of `column` stands in more than one place"
-    import numpy as np, pyarrow as pa, pyarrow.compute as pc
-    root = dataset.select_columns(column.split(".")[0]).flatten()
-    values = root.select_columns(column).with_format("arrow")[:][column].combine_chunks()
-    record = np.arange(len(values))
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        record = pc.list_parent_indices(values).to_numpy()
-        values = pc.list_flatten(values)
-    codes = pc.utf8_trim_whitespace(values).dictionary_encode()
-    blank = pc.fill_null(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(values)), 0), True).to_numpy(zero_copy_only=False)
-    record, code = record[~blank], codes.indices.filter(pa.array(~blank)).to_numpy()
+    import numpy as np
+    record, values = _texts(dataset, column)
+    code = values.dictionary_encode().indices.to_numpy()
     repeated = np.bincount(code)[code] > 1 if len(code) else []
     yield from ((int(r), (column, int(c))) for r, c in zip(record[repeated], code[repeated]))
 
@@ -278,7 +284,7 @@ def split_corpus(
     pick = lambda mask: dataset.select(np.flatnonzero(mask), keep_in_memory=True)
     return DatasetDict(train=pick(~in_test), test=pick(in_test))
 
-# %% ../nbs/00_load.ipynb #0dec8433
+# %% ../nbs/00_load.ipynb #502178f5
 def _hub_copy(repo_id: str, repo_type: str) -> bool:
     "Whether an earlier run left a copy of the repository in the Hub's or the data sets' cache"
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -303,7 +309,7 @@ def on_hub(
     local = "Use a local path, or 'python-docs' and 'python-docs-gpt2', which need no network."
     try:
         if is_offline_mode(): raise ConnectionError("HF_HUB_OFFLINE is set")
-        HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, token=token, timeout=5)
+        HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, token=token, timeout=4)
         return True
     except GatedRepoError as e:
         raise PermissionError(f"{repo_id!r} is gated. Ask for access on its page on the Hub, then log in (`hf auth login`) "
@@ -314,12 +320,12 @@ def on_hub(
         raise ValueError(f"{repo_id!r} is neither a local path nor a public {repo_type} on the Hub. Check the spelling; "
                          "for a private one log in (`hf auth login`) or give token=.") from e
     except Exception as e:
-        if isinstance(e, HfHubHTTPError) and e.response.status_code < 500: reason = f"was refused ({e.response.status_code})"
-        else: reason = f"can't be reached ({type(e).__name__})"
         if _hub_copy(repo_id, repo_type): return False
-        raise ConnectionError(f"{repo_id!r}: the Hub {reason} and no earlier copy is here. {local}") from e
+        if isinstance(e, HfHubHTTPError) and e.response.status_code in (401, 403):
+            raise PermissionError(f"{repo_id!r} was refused ({e.response.status_code}). Check token=, or log in again (`hf auth login`).") from e
+        raise ConnectionError(f"{repo_id!r}: the Hub can't be reached ({type(e).__name__}), and no earlier copy is here. {local}") from e
 
-# %% ../nbs/00_load.ipynb #915648b1
+# %% ../nbs/00_load.ipynb #87983846
 _loaders = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
             ".txt": "text", ".md": "text", ".rst": "text"}
 
@@ -339,16 +345,20 @@ def _load_local(path: Path, split: str | None):
     "The `Dataset` (or `DatasetDict`) behind a local path"
     from datasets import load_dataset, load_from_disk
     from datasets.exceptions import DatasetGenerationError
-    if (path/"state.json").exists() or (path/"dataset_dict.json").exists(): return load_from_disk(path)
+    import pyarrow as pa
+    if (path/"state.json").exists() or (path/"dataset_dict.json").exists(): return _slice(load_from_disk(path), split)
     loader, files = _local_files(path)
     if all(Path(f).stat().st_size == 0 for f in files): raise ValueError(f"{path} is empty. Give a file with text in it.")
     options = {"sample_by": "document" if path.is_dir() else "paragraph"} if loader == "text" else {}
     if loader == "csv" and path.suffix == ".tsv": options["sep"] = "\t"
-    try: return load_dataset(loader, data_files=files, split=split or "train", **options)
-    except DatasetGenerationError as e:
-        raise ValueError(f"{path} can't be read as {loader}: {e.__cause__ or e}. Check the file.") from e
+    try: data = load_dataset(loader, data_files=files, split="train", **options)
+    except (DatasetGenerationError, pa.ArrowInvalid, ValueError) as e:
+        reason = (str(e.__cause__ or e).strip() or type(e).__name__).splitlines()[0]
+        if "corresponds to no data" in reason: reason = "it holds no records"
+        raise ValueError(f"{path} can't be read as {loader}: {reason}") from e
+    return _slice(data, split)
 
-# %% ../nbs/00_load.ipynb #b36644f5
+# %% ../nbs/00_load.ipynb #3e00f837
 def _load_hub(name: str, config: str | None, split: str | None, revision: str | None, token: str | None):
     "A `Dataset` or `DatasetDict` from the Hub, or from its earlier copy where the Hub is out of reach"
     from unittest.mock import patch
@@ -359,15 +369,18 @@ def _load_hub(name: str, config: str | None, split: str | None, revision: str | 
         return load()
 
 
-def _slice(dataset, split: str | None):
-    "The part of `dataset` that a split such as `train[:5000]` names"
-    from datasets import ReadInstruction
-    if not split: return dataset
-    if split.split("[")[0] != "train": raise ValueError(f"split={split!r}: this data has one split, 'train'.")
-    (part,) = ReadInstruction.from_spec(split).to_absolute({"train": len(dataset)})
-    return dataset.select(range(part.from_ or 0, len(dataset) if part.to is None else part.to))
+def _slice(data, split: str | None):
+    "The part of a `Dataset` or `DatasetDict` that a split such as `train[:5000]` names"
+    from datasets import DatasetDict, ReadInstruction, concatenate_datasets
+    if not split: return data
+    parts = data if isinstance(data, DatasetDict) else {"train": data}
+    try: ranges = ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in parts.items()})
+    except (ValueError, AssertionError) as e:
+        raise ValueError(f"split={split!r} is not a part of this data. Splits: {', '.join(parts)}; e.g. 'train[:100]'.") from e
+    taken = [parts[r.splitname].select(range(r.from_ or 0, len(parts[r.splitname]) if r.to is None else r.to)) for r in ranges]
+    return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
 
-# %% ../nbs/00_load.ipynb #6aed747b
+# %% ../nbs/00_load.ipynb #b6782ea1
 def read_corpus(
     name_or_path, # Hub id, path of a file or folder, `python-docs`, or a `Dataset`/`DatasetDict`
     name: str | None = None, # configuration of a Hub data set; part ("task", "base") of `python-docs`
@@ -378,7 +391,7 @@ def read_corpus(
     "The records behind a name, not split yet"
     from datasets import Dataset, DatasetDict
     if isinstance(name_or_path, (Dataset, DatasetDict)):
-        return _slice(name_or_path, split) if isinstance(name_or_path, Dataset) else name_or_path[split] if split else name_or_path
+        return _slice(name_or_path, split)
     if name_or_path == "python-docs": return _slice(python_docs(name or "task"), split)
     path = Path(name_or_path).expanduser()
     if path.exists(): return _load_local(path, split)
@@ -386,7 +399,7 @@ def read_corpus(
         raise FileNotFoundError(f"{name_or_path} doesn't exist. Give an existing file or folder, a Hub id, or 'python-docs'.")
     return _load_hub(str(name_or_path), name, split, revision, token)
 
-# %% ../nbs/00_load.ipynb #68953ef4
+# %% ../nbs/00_load.ipynb #5e3c9699
 def load_corpus(
     name_or_path="python-docs", # Hub id, path of a file or folder, `python-docs`, or a `Dataset`/`DatasetDict`
     name: str | None = None, # configuration of a Hub data set; part ("task", "base") of `python-docs`
@@ -401,14 +414,22 @@ def load_corpus(
     "Train and test records, by whatever name the corpus goes"
     from datasets import DatasetDict
     data = read_corpus(name_or_path, name, split, revision, token)
+    called = name_or_path if isinstance(name_or_path, (str, Path)) else "This data"
+    if isinstance(data, DatasetDict): data = _train_and_test(data, called)
     if not isinstance(data, DatasetDict):
-        if not len(data): raise ValueError(f"{name_or_path} holds no records. Give a file with text in it.")
+        if not len(data) or not len(_texts(data, find_text_column(data, text_column))[1]):
+            raise ValueError(f"{called} holds no text in {len(data):,} records. Give other data, or another text_column=.")
         data = split_corpus(data, test_size, seed, find_text_column(data, text_column))
-    elif held := next((s for s in ("test", "validation") if s in data and "train" in data), None):
-        data = DatasetDict(train=data["train"], test=data[held])
-    elif len(data) == 1: return load_corpus(*data.values(), test_size=test_size, seed=seed, text_column=text_column, ledger=ledger)
-    else: raise ValueError(f"{name_or_path} has the splits {', '.join(data)}. Name the one to use with split=.")
     find_text_column(data["train"], text_column)
     if ledger is not None:
         for part, records in data.items(): ledger.add("load", part, records=len(records))
     return data
+
+
+def _train_and_test(data, called):
+    "The data's own train and test splits; the `Dataset` alone where there is only one split"
+    from datasets import DatasetDict
+    if len(data) == 1: return next(iter(data.values()))
+    held_out = next((name for name in ("test", "validation") if name in data), None)
+    if "train" in data and held_out: return DatasetDict(train=data["train"], test=data[held_out])
+    raise ValueError(f"{called} has the splits {', '.join(data)}. Name the one to use with split=.")

@@ -48,7 +48,7 @@ def made_once(
             finally: shutil.rmtree(new, ignore_errors=True)
     return folder
 
-# %% ../nbs/02_tokenize.ipynb #58f35fc7
+# %% ../nbs/02_tokenize.ipynb #2051dab3
 def _embedded_tokenizer() -> Path:
     "The folder of the embedded tokenizer, trained where it isn't there yet"
     import tokenizers
@@ -69,10 +69,13 @@ def load_tokenizer(
     if str(name_or_path) == "python-docs-gpt2": return AutoTokenizer.from_pretrained(_embedded_tokenizer(), **kwargs)
     kwargs |= local_or_hub(name_or_path, revision, token)
     try: tokenizer = AutoTokenizer.from_pretrained(name_or_path, **kwargs)
-    except (OSError, ValueError) as e:
+    except Exception as e:  # tokenizers raises bare ones for a broken file
         raise ValueError(f"{name_or_path} holds no tokenizer that can be loaded: {first_line(e)}") from e
-    if tokenizer.is_fast: return tokenizer
-    raise ValueError(f"{name_or_path} has no fast tokenizer (tokenizer.json). Convert it, or name another with tokenizer_name.")
+    if not tokenizer.is_fast:
+        raise ValueError(f"{name_or_path} has no fast tokenizer (tokenizer.json). Convert it, or name another tokenizer.")
+    if tokenizer.backend_tokenizer.get_vocab_size(with_added_tokens=False) < 2:
+        raise ValueError(f"{name_or_path} holds no tokenizer: its vocabulary is empty. Name the folder or Hub id of one.")
+    return tokenizer
 
 # %% ../nbs/02_tokenize.ipynb #f893556a
 def first_line(e: Exception) -> str: # the first line of its message
