@@ -207,29 +207,28 @@ digests = """
 import hashlib, json, datasets
 datasets.disable_progress_bars()
 from clm_nb.load import load_corpus, python_docs
-parts = [python_docs(part) for part in ("task", "base")] + list(load_corpus("python-docs").values())
-def digest(part): return part._fingerprint, len(part), hashlib.sha256(json.dumps(part.to_list()).encode()).hexdigest()
-print(json.dumps([digest(part) for part in parts]))
+for part in (python_docs("task"), python_docs("base"), *load_corpus("python-docs").values()):
+    texts = [text for answers in part["answers"] for text in answers["text"]]
+    content = hashlib.sha256(json.dumps(part.to_list()).encode()).hexdigest()
+    print(json.dumps([len(part), len(texts) - len(set(texts)), part._fingerprint, content]))
 """
 
 
 def test_python_docs_is_the_same_in_every_process(tmp_path, capsys):
     anew = python(digests, CLM_NB_CACHE=tmp_path, PYTHONHASHSEED=1)
     exec(digests, {})
-    here = json.loads(capsys.readouterr().out)
-    assert json.loads(answer(anew)) == here and len({fingerprint for fingerprint, *_ in here}) == 4
-    task, base, train, test = (n for _, n, _ in here)
-    assert train + test == task > 50 and base > 1000
+    assert (found := answer(anew)) == capsys.readouterr().out
+    records, repeats, fingerprints, _ = zip(*map(json.loads, found.splitlines()))
+    task, base, train, test = records
+    assert train + test == task > 50 and base > 1000 and not any(repeats) and len(set(fingerprints)) == 4
 
 
-def test_python_docs_does_not_repeat_itself():
+def test_no_paragraph_of_python_docs_is_on_both_sides(cache):
     corpus = load_corpus("python-docs")
     texts = [[text for answers in part["answers"] for text in answers["text"]] for part in corpus.values()]
-    paragraphs = [{p.strip() for text in side for p in text.split("\n\n")} - {""} for side in texts]
-    headings = {p for part in paragraphs for p in part if len(p.splitlines()) == 1 and len(p) < 80}
-    assert not (paragraphs[0] - headings) & (paragraphs[1] - headings)
-    docstrings = [t for answers in python_docs("base")["answers"] for t in answers["text"]]
-    assert len(docstrings) == len(set(docstrings))
+    train, test = ({p.strip() for text in side for p in text.split("\n\n")} for side in texts)
+    headings = {p for p in train | test if len(p.splitlines()) < 2 and len(p) < 80}
+    assert len(train) > 500 and len(test) > 50 and not train & test - headings
     with pytest.raises(ValueError, match="part='tasks'"): python_docs("tasks")
 
 
