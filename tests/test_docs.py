@@ -238,6 +238,12 @@ def test_quarto_yml_says_what_settings_say():
     assert ini["license"] in web["page-footer"]["left"]
 
 
+def test_quarto_renders_every_page_and_no_model_card():
+    globs = quarto["project"]["render"]
+    assert {p.relative_to(root/"nbs") for g in globs for p in (root/"nbs").glob(g)} == set(notebooks)
+    assert not any(Path("runs/quickstart/README.md").match(g) for g in globs)
+
+
 def test_quarto_yml_is_where_nbdev_looks():
     link = root/"nbs/_quarto.yml"
     assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
