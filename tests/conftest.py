@@ -11,6 +11,16 @@ from pathlib import Path
 import pytest
 
 
+environ = os.environ
+
+
+@pytest.fixture(autouse=True)
+def one_environment():
+    "`Dataset.map(num_proc=2)` puts a copy in the place of `os.environ`, on which monkeypatch can't undo its changes"
+    yield
+    os.environ = environ
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     "Empty caches, for this test only: the folder of clm_nb's own"
