@@ -28,7 +28,8 @@ demo: $(VENV)/runtime.stamp
 test: $(VENV)/dev.stamp
 	@echo "== test 1/3: modules, notebooks and README.md are up to date with each other"
 	@$(BIN)/python -m pytest -q tests/test_uptodate.py
-	@echo "== test 2/3: every notebook, top to bottom"
+	@echo "== test 2/3: every notebook, top to bottom (before them the embedded model, where it isn't there yet)"
+	@$(BIN)/python -c 'from clm_nb.train import load_model; load_model("python-docs-gpt2")'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	@echo "== test 3/3: what crosses stages or processes"
 	@$(BIN)/python -m pytest -q --ignore tests/test_uptodate.py tests
