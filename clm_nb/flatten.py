@@ -36,7 +36,7 @@ def to_documents(
     return documents, dict(records=len(texts), texts=len(units), documents=len(documents),
                            dropped_empty=len(units) - len(documents) - units.null_count, dropped_missing=units.null_count)
 
-# %% ../nbs/01_flatten.ipynb #665fe427
+# %% ../nbs/01_flatten.ipynb #1b6c777b
 def _column(records, name: str):
     "The column with the dotted `name`, in Arrow chunks; only its root column is read"
     root = records.select_columns(name.split(".")[0])
@@ -50,12 +50,13 @@ def _flatten_split(records, *options):
     from collections import Counter
     from datasets import Dataset
     from datasets.table import InMemoryTable
-    from clm_nb.load import fingerprint
+    from clm_nb.load import fingerprint, made_by
     column, *how = options
     parts = [to_documents(chunk, *how) for chunk in _column(records, column)]
     table = pa.table({"text": pa.chunked_array([documents for documents, _ in parts], pa.string())})
     counts = {k: sum(c[k] for _, c in parts) for k in parts[0][1]} if parts else Counter()
-    return Dataset(InMemoryTable(table), fingerprint=fingerprint("flatten", records._fingerprint, *options)), counts
+    key = fingerprint("flatten", records._fingerprint, *options, made_by("pyarrow"))
+    return Dataset(InMemoryTable(table), fingerprint=key), counts
 
 # %% ../nbs/01_flatten.ipynb #15577034
 def flatten(

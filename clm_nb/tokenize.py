@@ -6,12 +6,12 @@ Docs: https://clm-nb.github.io/clm_nb/tokenize.html.md"""
 
 # %% auto #0
 __all__ = ['train_tokenizer', 'made_once', 'load_tokenizer', 'first_line', 'local_or_hub', 'document_affixes', 'tokenizer_json',
-           'tokenize_batch', 'choose_encoder', 'list_length', 'tokenize', 'token_bytes']
+           'tokenize_batch', 'choose_encoder', 'from_cache', 'list_length', 'tokenize', 'token_bytes']
 
-# %% ../nbs/02_tokenize.ipynb #5242ed6e
+# %% ../nbs/02_tokenize.ipynb #36be843c
 import functools, json, logging
 from pathlib import Path
-from .load import Ledger, cache_dir, fingerprint, on_hub, python_docs
+from .load import Ledger, cache_folder, fingerprint, is_path, made_by, on_hub, python_docs
 
 # %% ../nbs/02_tokenize.ipynb #779b8e5a
 def train_tokenizer(
@@ -30,17 +30,16 @@ def train_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=end_of_text, eos_token=end_of_text,
                                    clean_up_tokenization_spaces=False)
 
-# %% ../nbs/02_tokenize.ipynb #4f4b9b08
+# %% ../nbs/02_tokenize.ipynb #11f38be0
 def made_once(
-    kind: str, # folder below `cache_dir`
+    kind: str, # part of the cache, for `cache_folder`
     key: str, # `fingerprint` of everything that decides the result
     make, # called with a new folder to fill, only where the result isn't there yet
 ) -> Path: # the filled folder
     "A folder made once and found again; made elsewhere first, so that a half-made one is never found"
     import shutil, tempfile
     from filelock import FileLock
-    folder = cache_dir()/kind/key
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder(kind)/key
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
             new = Path(tempfile.mkdtemp(dir=folder.parent))
@@ -48,13 +47,13 @@ def made_once(
             finally: shutil.rmtree(new, ignore_errors=True)
     return folder
 
-# %% ../nbs/02_tokenize.ipynb #2051dab3
+# %% ../nbs/02_tokenize.ipynb #9b627543
 def _embedded_tokenizer() -> Path:
     "The folder of the embedded tokenizer, trained where it isn't there yet"
     import tokenizers
     base = python_docs("base")
     texts = (text for answers in base["answers"] for text in answers["text"])
-    key = fingerprint("tokenizer", base._fingerprint, 4096, tokenizers.__version__)
+    key = fingerprint("tokenizer", base._fingerprint, 4096, made_by("tokenizers"))
     return made_once("tokenizers", key, lambda folder: train_tokenizer(texts).save_pretrained(folder))
 
 
@@ -77,7 +76,7 @@ def load_tokenizer(
         raise ValueError(f"{name_or_path} holds no tokenizer: its vocabulary is empty. Name the folder or Hub id of one.")
     return tokenizer
 
-# %% ../nbs/02_tokenize.ipynb #f893556a
+# %% ../nbs/02_tokenize.ipynb #27ebf116
 def first_line(e: Exception) -> str: # the first line of its message
     "What went wrong, in one line"
     return (str(e).strip() or type(e).__name__).splitlines()[0]
@@ -89,13 +88,13 @@ def local_or_hub(
     token: str | None = None, # Hub token
 ) -> dict: # arguments for `from_pretrained`
     "How to load a model or tokenizer of this name; `FileNotFoundError` for a path that isn't there"
-    path = Path(name_or_path).expanduser()
-    if path.is_dir(): return {}
-    if path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith((".", "~")):
+    if Path(name_or_path).expanduser().is_dir(): return {}
+    if is_path(name_or_path):
         raise FileNotFoundError(f"{name_or_path} is not a folder. Give the folder of a saved model or a Hub id.")
-    return dict(revision=revision, token=token, local_files_only=not on_hub(str(name_or_path), "model", revision, token))
+    commit = on_hub(str(name_or_path), "model", revision, token)
+    return dict(revision=commit or revision, token=token, local_files_only=not commit)
 
-# %% ../nbs/02_tokenize.ipynb #656325af
+# %% ../nbs/02_tokenize.ipynb #53cfbad4
 _log = logging.getLogger("clm_nb")
 
 
@@ -104,7 +103,8 @@ def document_affixes(
     add_eos: bool = True, # close every document
 ) -> tuple[list[int], list[int]]: # ids before and after each document's text
     "The token ids that open and close a document"
-    added = tokenizer.backend_tokenizer.encode("", add_special_tokens=True).ids
+    empty = tokenizer.backend_tokenizer.encode("", add_special_tokens=True)
+    added = [i for i, real in zip(empty.ids, empty.attention_mask) if real]  # padding stays switched on after a padded call
     bos = [i for i in added[:1] if i == tokenizer.bos_token_id or i == tokenizer.cls_token_id]
     suffix = added[len(bos):]
     end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id) if i is not None), None)
@@ -187,11 +187,20 @@ def choose_encoder(
                                "Use encoder='tokenizers', and please report this text.")
     return "gigatoken"
 
-# %% ../nbs/02_tokenize.ipynb #c2afba24
+# %% ../nbs/02_tokenize.ipynb #cc781266
 def _tokens_key(documents, spec: str, prefix, suffix, encoder: str) -> str:
     "The content address of a tokenized split"
-    from importlib.metadata import version
-    return fingerprint("tokenize", 1, documents._fingerprint, spec, prefix, suffix, encoder, version(encoder))
+    versions = made_by("datasets", "gigatoken", "pyarrow", "tokenizers")
+    return fingerprint("tokenize", documents._fingerprint, spec, prefix, suffix, encoder, versions)
+
+
+def from_cache(
+    path: Path, # an Arrow stream in the cache, named by its content address
+): # `Dataset`
+    "What an earlier run computed, memory-mapped"
+    from datasets import Dataset
+    from datasets.table import MemoryMappedTable
+    return Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=path.stem)
 
 
 def list_length(
@@ -202,7 +211,7 @@ def list_length(
     batches = dataset.with_format("arrow").iter(10_000)
     return sum(pc.sum(pc.list_value_length(b["input_ids"])).as_py() or 0 for b in batches)
 
-# %% ../nbs/02_tokenize.ipynb #3cd5833e
+# %% ../nbs/02_tokenize.ipynb #d5664a11
 def tokenize(
     documents, # `DatasetDict` with a column "text", from `flatten`
     tokenizer, # a fast tokenizer, from `load_tokenizer`
@@ -214,21 +223,23 @@ def tokenize(
     ledger: Ledger | None = None, # takes down documents, text tokens and special tokens
 ): # `DatasetDict` with the single column "input_ids", a list of int32 per document
     "The token ids of every document, EOS at the end of each"
-    from datasets import DatasetDict, Features, List, Value
+    from datasets import Dataset, DatasetDict, Features, List, Value
     if encoder not in ("auto", "gigatoken", "tokenizers"):
         raise ValueError(f"encoder={encoder!r} is unknown. Use 'auto', 'gigatoken' or 'tokenizers'.")
     prefix, suffix = document_affixes(tokenizer, add_eos)
     spec, out = tokenizer_json(tokenizer, allow_special), DatasetDict()
     for split, docs in documents.items():
-        chosen = choose_encoder(spec, docs[::len(docs)//32 + 1]["text"]) if encoder == "auto" else encoder
-        key = _tokens_key(docs, spec, prefix, suffix, chosen)
-        path = cache_dir()/"tokens"/f"{key}.arrow"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
-        out[split] = docs.with_format("arrow").map(
-            tokenize_batch, batched=True, batch_size=batch_size, fn_kwargs=how, remove_columns=docs.column_names,
-            features=Features(input_ids=List(Value("int32"))), num_proc=num_proc, new_fingerprint=key,
-            cache_file_name=str(path), desc=f"Tokenizing {split}").with_format(None)
+        key = _tokens_key(docs, spec, prefix, suffix, encoder)
+        path = cache_folder("tokens")/f"{key}.arrow"
+        if path.exists(): out[split] = from_cache(path)
+        else:
+            chosen = choose_encoder(spec, docs[::len(docs)//32 + 1]["text"]) if encoder == "auto" else encoder
+            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
+            new = docs.with_format("arrow").map(
+                tokenize_batch, batched=True, batch_size=batch_size, fn_kwargs=how, remove_columns=docs.column_names,
+                features=Features(input_ids=List(Value("int32"))), num_proc=num_proc, new_fingerprint=key,
+                cache_file_name=str(path), desc=f"Tokenizing {split}")
+            out[split] = Dataset(new.data, fingerprint=key)
         total, special = list_length(out[split]), len(docs)*(len(prefix) + len(suffix))
         if ledger is not None: ledger.add("tokenize", split, documents=len(docs), tokens=total, text_tokens=total - special,
                                           special_tokens=special)
