@@ -10,22 +10,27 @@ __all__ = ['CausalCollator']
 # %% ../nbs/04_collate.ipynb #3da873e9
 from dataclasses import dataclass
 
-# %% ../nbs/04_collate.ipynb #4ed164b6
+# %% ../nbs/04_collate.ipynb #a3e076e6
 @dataclass
 class CausalCollator:
-    "Rows of `input_ids` (and `attention_mask`, where there is one) into tensors of shape (batch, longest row)"
+    "Rows of `input_ids` (and `attention_mask`, `position_ids`, where they are) into tensors of shape (batch, longest row)"
     pad_token_id: int = 0 # fills short rows; masked, so that any id will do
     pad_to_multiple_of: int | None = None # e.g. 8 for tensor cores
 
     def __call__(self, rows: list[dict]) -> dict:
-        "`input_ids`, `attention_mask` and `labels`, int64, (batch, block)"
+        "`input_ids`, `labels` and `attention_mask` (or `position_ids`), int64, (batch, block)"
         import numpy as np, torch
-        lengths = [len(row["input_ids"]) for row in rows]
+        ids, mask = self._rectangle(rows, "input_ids", self.pad_token_id), self._rectangle(rows, "attention_mask", 0)
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in rows[0]:
+            positions = self._rectangle(rows, "position_ids", 0)
+            mask, batch = mask*(positions > 0), {"input_ids": ids, "position_ids": positions}
+        return {k: torch.from_numpy(v) for k, v in (batch | {"labels": np.where(mask, ids, -100)}).items()}
+
+    def _rectangle(self, rows, name: str, fill: int):
+        "One column of the rows, filled up to the longest; 1 where the rows don't have it"
+        import numpy as np
         unit = self.pad_to_multiple_of or 1
-        shape = len(rows), -(-max(lengths)//unit)*unit
-        ids, mask = np.full(shape, self.pad_token_id, np.int64), np.zeros(shape, np.int64)
-        for i, (row, n) in enumerate(zip(rows, lengths)):
-            ids[i, :n] = row["input_ids"]
-            mask[i, :n] = row.get("attention_mask", 1)
-        return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask),
-                "labels": torch.from_numpy(np.where(mask, ids, -100))}
+        out = np.full((len(rows), -(-max(len(row["input_ids"]) for row in rows)//unit)*unit), fill, np.int64)
+        for line, row in zip(out, rows): line[:len(row["input_ids"])] = row.get(name, 1)
+        return out

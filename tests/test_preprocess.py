@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from clm_nb.flatten import flatten
 from clm_nb.group import group, group_batch, stream_blocks
-from clm_nb.load import Ledger, check_ledger, ledger_from_dict, ledger_to_dict, load_corpus
-from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
+from clm_nb.cli import main
+from clm_nb.load import Ledger, cache_sizes, check_ledger, ledger_from_dict, ledger_to_dict, load_corpus
+from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json, train_tokenizer
 from conftest import answer, python
 import tiny
 
@@ -125,9 +126,9 @@ some_records = st.lists(st.one_of(st.none(), st.lists(text, max_size=3)), min_si
 
 @settings(max_examples=25, deadline=None)
 @given(some_records, some_records, st.booleans(), st.booleans(), st.sampled_from(["drop", "pad", "batch"]),
-       st.booleans())
+       st.booleans(), st.booleans(), st.sampled_from(["auto", "tokenizers"]), st.integers(1, 5), st.integers(2, 9))
 def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train, test, explode, bos, remainder,
-                                                         add_eos):
+                                                         add_eos, isolate, encoder, batch_size, block_size):
     features = Features(q_id=Value("string"), answers=dict(text=List(Value("string"))))
     def records(rows, side):
         return Dataset.from_list([{"q_id": f"{side}{i}", "answers": {"text": r}} for i, r in enumerate(rows)], features)
@@ -145,9 +146,14 @@ def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train
             assert "holds no text" in str(e) and not all(expected.values())
             return
         assert {split: part["text"][:] for split, part in documents.items()} == expected
-        tokens = tokenize(documents, tokenizer, add_eos=add_eos, ledger=ledger)
-        try: group(tokens, 4, remainder, ledger=ledger)
+        tokens = tokenize(documents, tokenizer, add_eos, encoder=encoder, batch_size=batch_size, ledger=ledger)
+        isolate = isolate and remainder != "batch"
+        try: blocks = group(tokens, block_size, remainder, batch_size=batch_size, isolate_documents=isolate, ledger=ledger)
         except ValueError as e: assert "fewer than one block" in str(e)
+        else:
+            for split, part in blocks.items():
+                ids = sum(map(sum, part["attention_mask"])) if remainder == "pad" else sum(map(len, part["input_ids"]))
+                assert ids == ledger["group", split]["tokens_in_blocks"]
     assert check_ledger(ledger) is ledger and ledger_from_dict(json.loads(json.dumps(ledger_to_dict(ledger)))) == ledger
     for split, texts in expected.items():
         plain = tokenizer.backend_tokenizer
@@ -288,13 +294,13 @@ def test_real_text_and_the_real_gpt2_tokenizer(cache):
 def files(folder): return {p.relative_to(folder): p.stat().st_mtime_ns for p in folder.rglob("*.arrow")}
 
 
-grouping = "block_size", "remainder"
+grouping = "block_size", "remainder", "isolate_documents"
 
 
-def blocks_of(rows, **options):
+def blocks_of(rows, tokenizer=tiny.tokenizer, **options):
     "Tokens and blocks of a small corpus: the whole of preprocessing"
     corpus = DatasetDict(train=Dataset.from_dict({"text": rows}))
-    tokenizer = tiny.tokenizer()
+    tokenizer = tokenizer()
     tokens = tokenize(flatten(corpus), tokenizer, **{k: v for k, v in options.items() if k not in grouping})
     blocks = group(tokens, **{"block_size": 8} | {k: v for k, v in options.items() if k in grouping})
     return tokens["train"], blocks["train"]
@@ -323,8 +329,31 @@ print(tokens._fingerprint, blocks._fingerprint, blocks["input_ids"][:])
     assert files(cache) == before
 
 
+def other_vocabulary(): return train_tokenizer(some_texts, vocab_size=300)
+
+
+def one_more_token():
+    (new := tiny.tokenizer()).add_tokens("small corpus")
+    return new
+
+
+def lower_case():
+    (new := tiny.tokenizer()).backend_tokenizer.normalizer = normalizers.Lowercase()
+    return new
+
+
+def used():
+    new = tiny.tokenizer()
+    new.pad_token = new.eos_token
+    new(tiny.texts, padding="max_length", truncation=True, max_length=5)
+    return new
+
+
 @pytest.mark.parametrize("change,made", [
     (dict(), 0), (dict(block_size=9), 1), (dict(remainder="pad"), 1), (dict(remainder="batch"), 1),
+    (dict(isolate_documents=True), 1), (dict(tokenizer=other_vocabulary), 2), (dict(tokenizer=one_more_token), 2),
+    (dict(tokenizer=lower_case), 2), (dict(tokenizer=lambda: tiny.tokenizer(bos=True)), 2),
+    (dict(tokenizer=lambda: tiny.tokenizer(eos=False)), 2), (dict(tokenizer=used), 0),
     (dict(add_eos=False), 2),
     (dict(allow_special=True), 2), (dict(encoder="tokenizers"), 2), (dict(num_proc=2), 0), (dict(batch_size=7), 0),
     (dict(rows=some_texts + ["one more"]), 2), (dict(rows=["one other", *some_texts[1:]]), 2),
@@ -338,6 +367,49 @@ def test_what_changes_the_result_is_made_anew_and_nothing_else(change, made, cac
     assert len(after) == len(before) + made and before.items() <= after.items()
     monkeypatch.setenv("CLM_NB_CACHE", str(cache.with_name("fresh")))
     assert blocks_of(**options)[1]["input_ids"][:] == blocks
+
+
+@pytest.mark.parametrize("library,made", {"datasets": 2, "pyarrow": 2, "tokenizers": 2, "gigatoken": 2, "evaluate": 0}.items())
+def test_another_version_of_a_library_that_made_it_is_another_result(library, made, cache, monkeypatch):
+    import importlib.metadata
+    blocks_of(some_texts)
+    before, version = files(cache), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == library else version(name))
+    blocks_of(some_texts)
+    assert len(files(cache)) == len(before) + made
+
+
+def test_another_version_of_clm_nb_is_another_result(cache, monkeypatch):
+    blocks_of(some_texts)
+    monkeypatch.setattr("clm_nb.__version__", "99.0")
+    blocks_of(some_texts)
+    assert len(files(cache)) == 4
+
+
+def test_the_first_run_and_the_second_have_one_fingerprint(cache):
+    assert len({part._fingerprint for _ in range(2) for part in blocks_of(some_texts)}) == 2
+
+
+def test_the_cache_takes_a_few_bytes_a_token_and_can_be_shown_and_cleared(cache, capsys):
+    tokens, blocks = blocks_of(some_texts*500)
+    n, sizes = sum(map(len, tokens["input_ids"])), cache_sizes()
+    assert set(sizes) == {"tokens", "blocks"} and 8*n < sum(sizes.values()) < 9*n
+    assert main(["cache"]) == 0 and main(["cache", "--clear", "blocks"]) == 0
+    shown = capsys.readouterr().out
+    assert str(cache) in shown and "tokens" in shown and f"{sizes['blocks']/1e6:.1f} MB deleted" in shown
+    assert cache_sizes() == {"tokens": sizes["tokens"]}
+    assert main(["cache", "--clear"]) == 0 and cache_sizes() == {}
+    assert blocks_of(some_texts*500)[1]["input_ids"][:] == blocks["input_ids"][:]
+
+
+def test_nothing_is_deleted_that_is_no_cache(cache, capsys):
+    "A folder of the user's, taken for the cache by mistake"
+    (cache/"models").mkdir(parents=True)
+    (cache/"models"/"mine.bin").write_text("precious")
+    blocks_of(some_texts)
+    assert main(["cache", "--clear"]) == 1 and "has no CACHEDIR.TAG" in capsys.readouterr().err
+    assert main(["cache", "--clear", "everything"]) == 1 and "its parts: corpus" in capsys.readouterr().err.lower()
+    assert (cache/"models"/"mine.bin").read_text() == "precious" and len(files(cache)) == 2
 
 
 @pytest.mark.parametrize("options", [dict(num_proc=2), dict(num_proc=2, encoder="tokenizers"), dict(batch_size=3),
