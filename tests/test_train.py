@@ -1,5 +1,5 @@
 "Training against plain loops, and the run folder: what it becomes, what it never holds, what it survives"
-import json, pickle, shutil
+import json, os, pickle, shutil
 from pathlib import Path
 
 import datasets, numpy as np, pytest, torch
@@ -7,7 +7,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments, pipeline
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
-from clm_nb.train import CausalTrainer, MuonAdamW, check_output_dir, load_config, load_model, train, write_run
+from clm_nb.perplexity import perplexity
+from clm_nb.train import CausalTrainer, MuonAdamW, check_output_dir, digest, load_config, load_model, train, write_run
+from conftest import answer, python
 from tiny import families, gpt2, llama, tokenizer
 
 datasets.disable_progress_bars()
@@ -79,7 +81,7 @@ def test_run_json_says_what_was_done(tmp_path):
     assert found["training_arguments"] | given == found["training_arguments"]
     assert len(losses(trainer)) == 3
     assert [log["loss"] for log in found["log_history"] if "loss" in log] == losses(trainer)
-    assert found["data"] == {split: part._fingerprint for split, part in blocks.items()}
+    assert found["data"] == {split: digest(part) for split, part in blocks.items()} and found["exact_loss"] is True
     card = (tmp_path/"README.md").read_text()
     assert "my corpus" in card and "16 tokens" in card and '"weight_decay": 0.5' in card
 
@@ -128,6 +130,37 @@ def test_accumulated_steps_are_the_steps_of_the_whole_batch(family, tmp_path):
         assert torch.allclose(parameters(model), parameters(models[0]), atol=1e-5)
 
 
+two = """
+import json, sys
+from test_train import *
+ragged = Dataset.from_dict({"input_ids": [rng.integers(1, 400, n).tolist() for n in rng.integers(2, 30, 26)]})
+trainer = run(sys.argv[1], families[sys.argv[2]](), DatasetDict(train=ragged.select(range(24)), test=ragged), use_cpu=True,
+              max_steps=4, optim="sgd", per_device_train_batch_size=int(sys.argv[3]), per_device_eval_batch_size=4)
+if trainer.is_world_process_zero():
+    logs = [{k: v for k, v in log.items() if "loss" in k or "tokens" in k} for log in trainer.state.log_history]
+    print(json.dumps([logs, parameters(trainer.model).tolist()]))
+"""
+
+
+def in_processes(n, folder, family):
+    "What a run with `n` processes logs, and its parameters: the same rows a step, shared out"
+    port = str(20_000 + os.getpid() % 20_000)
+    workers = [python(two, str(folder), family, str(8//n), WORLD_SIZE=n, RANK=i, LOCAL_RANK=i, MASTER_ADDR="127.0.0.1",
+                      MASTER_PORT=port, USE_LIBUV="0") if n > 1 else python(two, str(folder), family, "8") for i in range(n)]
+    return json.loads([answer(worker) for worker in workers][0].splitlines()[-1])
+
+
+@pytest.mark.parametrize("family", families)
+def test_two_processes_with_half_the_rows_each_are_one_with_all(family, tmp_path):
+    "Rows of all lengths, so that the processes' tokens differ; 26 to evaluate on, so that the last batch is short"
+    (one, weights), (both, others) = (in_processes(n, tmp_path/str(n), family) for n in (1, 2))
+    assert len(one) == len(both) > 4 and [sorted(log) for log in one] == [sorted(log) for log in both]
+    for a, b in zip(one, both):
+        for key in a: assert abs(a[key] - b[key]) < 2e-5*max(1, abs(a[key])), key
+    np.testing.assert_allclose(others, weights, rtol=0, atol=1e-6)
+    assert json.loads((tmp_path/"2/run.json").read_text())["status"] == "trained"
+
+
 @pytest.mark.parametrize("family", families)
 def test_training_loss_is_the_mean_over_the_predicted_tokens(family, tmp_path):
     trainer = trainer_on(ragged, tmp_path, families[family](), batch=3, accumulation=6)
@@ -142,6 +175,19 @@ def test_eval_loss_is_the_mean_over_the_predicted_tokens(family, rows, tmp_path)
     trainers = [trainer_on(rows, tmp_path, model, per_device_eval_batch_size=size) for size in (1, 4, 64)]
     found = [trainer.evaluate()["eval_loss"] for trainer in trainers]
     assert found == pytest.approx([float64_loss(model, rows)]*3, rel=1e-5)
+
+
+def test_evaluation_reports_perplexity_and_tokens_through_the_metric(tmp_path):
+    logs = run(tmp_path).state.log_history
+    (found,) = [log for log in logs if "eval_loss" in log]
+    assert found["eval_perplexity"] == pytest.approx(np.exp(found["eval_loss"])) and found["eval_tokens"] == 10*15
+
+
+def test_a_model_trained_in_bf16_computes_in_its_own_precision_again(tmp_path):
+    "What is measured on it is what is measured on the saved one, to the last digit; and it may be evaluated again"
+    trainer = run(tmp_path/"run", bf16=True)
+    assert perplexity(trainer.model, blocks["test"]) == perplexity(load_model(tmp_path/"run"), blocks["test"])
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses(trainer, "eval_loss")[0], rel=1e-2)
 
 
 def test_the_seed_decides_the_losses(tmp_path):
