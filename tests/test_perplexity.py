@@ -2,8 +2,9 @@
 import math, subprocess, sys
 import numpy as np, pytest, torch
 from datasets import Dataset
-from clm_nb.perplexity import (LossSums, Perplexity, evaluating, logit_losses, perplexity, perplexity_hooks,
-                               perplexity_metric, token_losses, windows)
+from clm_nb.perplexity import (LossSums, Perplexity, document_perplexities, evaluating, logit_losses, perplexity,
+                               perplexity_hooks, perplexity_metric, token_losses, windows)
+import tiny
 from tiny import families, gpt2, tokenizer
 
 rng = np.random.default_rng(0)
@@ -146,6 +147,50 @@ def test_bits_per_byte_by_hand():
     found = perplexity(model, text, without, add_eos=False)
     assert found.bits_per_byte == pytest.approx(math.fsum(float64_losses(model, ids))/math.log(2)/seen, rel=1e-6)
     assert perplexity(model, make_blocks()).bits_per_byte is None
+
+
+def stock(model, tokenizer, texts, add_start_token):
+    "`evaluate`'s metric `perplexity`, restated: one batch padded on the right, exp of each text's mean, their mean"
+    rows = [[tokenizer.bos_token_id]*add_start_token + tokenizer(t, add_special_tokens=False).input_ids for t in texts]
+    ids = torch.tensor([row + [0]*(max(map(len, rows)) - len(row)) for row in rows])
+    mask = torch.tensor([[1]*len(row) + [0]*(ids.shape[1] - len(row)) for row in rows])
+    with torch.no_grad(): logits = model(ids, attention_mask=mask).logits
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")*mask[:, 1:]
+    each = (losses.sum(1)/mask[:, 1:].sum(1)).exp()
+    return each.tolist(), each.mean().item()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("family", families)
+def test_each_texts_figure_is_the_stock_metrics_and_its_mean_is_not_the_perplexity(family, bos):
+    "With a tokenizer that adds BOS: `add_start_token=True`. The means differ as exp of a mean and mean of exps do"
+    model, tokenizer, texts = families[family](), tiny.tokenizer(bos=bos), tiny.texts[:3] + ["A very short one."]
+    expected, mean = stock(model, tiny.tokenizer(), texts, bos)
+    found = document_perplexities(model, texts, tokenizer, add_eos=False)
+    np.testing.assert_allclose([p.perplexity for p in found], expected, rtol=1e-4)
+    whole, tokens = perplexity(model, texts, tokenizer, add_eos=False), np.array([p.tokens for p in found])
+    assert math.isclose(whole.loss, float(np.log(expected)@tokens/tokens.sum()), abs_tol=1e-5)
+    assert mean == pytest.approx(np.mean([p.perplexity for p in found]), rel=1e-4)
+    assert abs(whole.perplexity/mean - 1) > 1e-3
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 64])
+def test_documents_figures_add_up_whatever_the_batch_size(size):
+    model, tokenizer, texts = gpt2(), tiny.tokenizer(), [*tiny.texts, "", "x y z", tiny.texts[0]*9]
+    each, whole = (f(model, texts, tokenizer, block_size=20, stride=7, batch_size=size) for f in (document_perplexities, perplexity))
+    assert len(each) == len(texts) and each[-3].tokens == 0 and math.isnan(each[-3].loss)
+    assert sum(p.tokens for p in each) == whole.tokens
+    assert math.isclose(sum(p.loss*p.tokens for p in each if p.tokens)/whole.tokens, whole.loss, rel_tol=1e-9)
+    for text, found in zip(texts, each):
+        if not found.tokens: continue
+        alone = perplexity(model, text, tokenizer, block_size=20, stride=7)
+        assert found.tokens == alone.tokens and found.loss == pytest.approx(alone.loss, rel=1e-5)
+        assert found.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-5)
+
+
+def test_a_column_of_a_data_set_is_a_list_of_texts():
+    column = Dataset.from_dict({"text": tiny.texts})["text"]
+    assert perplexity(gpt2(), column, tiny.tokenizer()) == perplexity(gpt2(), tiny.texts, tiny.tokenizer())
 
 
 def test_special_tokens_spelled_out_are_text():
