@@ -7,14 +7,14 @@ Docs: https://clm-nb.github.io/clm_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['DataArguments', 'ModelArguments', 'ScratchArguments', 'GenerateArguments', 'PerplexityArguments', 'parse_training',
            'file_flags', 'train_parser', 'train_command', 'demo_command', 'perplexity_command', 'generate_command',
-           'main']
+           'cache_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #3770a793
 import argparse, json, sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-# %% ../nbs/10_cli.ipynb #ab0b7420
+# %% ../nbs/10_cli.ipynb #9f37c518
 def _arg(help: str, default=None, **kwargs): return field(default=default, metadata={"help": help, **kwargs})
 
 
@@ -27,12 +27,16 @@ class DataArguments:
     split: str = _arg("part of the data to use, e.g. train[:5000]")
     text_column: str = _arg("dotted name of the text column, e.g. answers.text; found by name where not given")
     test_size: float = _arg("share of the records to hold out; 1 or more: how many of them")
+    dedupe: bool = _arg("leave out test records that stand in the training split as well, or nearly", False)
     explode: bool = _arg("one document an answer instead of one a record", False)
+    add_eos: bool = _arg("close every document with EOS", True)
+    allow_special: bool = _arg("special tokens spelled out in a text are those tokens", False)
+    isolate_documents: bool = _arg("keep the documents of a block apart", False)
     block_size: int = _arg("tokens per row", 128)
     remainder: str = _arg("the end of each split: drop it or pad it; batch: the tutorial's way", choices=("drop", "pad", "batch"))
     num_proc: int = _arg("processes for tokenizing")
 
-
+# %% ../nbs/10_cli.ipynb #62da7633
 @dataclass
 class ModelArguments:
     "Which model"
@@ -47,7 +51,7 @@ class ScratchArguments:
     "A model from scratch"
     config_name: str = _arg("Hub id or folder of a config: a new model with random weights; needs --tokenizer_name")
 
-# %% ../nbs/10_cli.ipynb #c09b8012
+# %% ../nbs/10_cli.ipynb #8d9eec7f
 @dataclass
 class GenerateArguments:
     "How to continue a prompt"
@@ -64,6 +68,7 @@ class GenerateArguments:
 class PerplexityArguments:
     "What to measure, and how"
     text: str = _arg("measure this text instead of a data set")
+    baselines: bool = _arg("beside uniform, unigram and Kneser-Ney models of the training split", False)
     stride: int = _arg("for --text: tokens a sliding window moves on by")
     batch_size: int = _arg("rows at a time", 8)
 
@@ -124,12 +129,13 @@ def file_flags(
     return [part for name, value in given.items() if value is not None
             for part in (f"--{name}", *(map(text, value) if isinstance(value, list) else [text(value)]))]
 
-# %% ../nbs/10_cli.ipynb #13fe97c9
+# %% ../nbs/10_cli.ipynb #89790479
 _about = {
     "demo": "Fine-tune the embedded model on the embedded corpus: no network, account or GPU needed.",
     "train": "Fine-tune a causal language model and save it, with everything that tells what was done, in --output_dir.",
     "perplexity": "Measure the perplexity of a model on held-out blocks of a data set, or on a text.",
     "generate": "Continue a prompt.",
+    "cache": "Show what is kept from earlier runs (corpora, tokens, blocks, models), or delete it.",
 }
 _training_flags = ("Every field of transformers.TrainingArguments is a flag too: --learning_rate, --num_train_epochs, --max_steps, "
     "--per_device_train_batch_size, --gradient_accumulation_steps, --eval_strategy, --eval_steps, --save_strategy, --seed, "
@@ -140,13 +146,16 @@ _training_flags = ("Every field of transformers.TrainingArguments is a flag too:
 def train_parser() -> argparse.ArgumentParser:
     "The parser of `clm_nb train`, less the training arguments"
     parser = _parser("train", _about["train"], DataArguments, ModelArguments, ScratchArguments, extra=_training_flags)
-    parser.add_argument("--output_dir", default="runs/python-docs", help="the run folder: becomes the model (default: %(default)s)")
-    parser.add_argument("--prompt", help="what the samples before and after training continue")
-    parser.add_argument("--max_new_tokens", type=int, default=60, help="length of the samples (default: %(default)s)")
+    say = lambda name, help, **kwargs: parser.add_argument(f"--{name}", help=help, default=argparse.SUPPRESS, **kwargs)
+    say("output_dir", "the run folder: becomes the model (default: runs/python-docs)")
+    say("prompt", "what the samples before and after training continue")
+    say("max_new_tokens", "length of the samples (default: 60)", type=int)
+    say("as_tutorial", "the tutorial's choices, mistakes and all: no EOS, a remainder a batch, Trainer's own loss", action="store_true")
+    say("from_run", "repeat the run that this run.json tells of, into RUN-again; other flags change it")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
-# %% ../nbs/10_cli.ipynb #6ea1ecbd
+# %% ../nbs/10_cli.ipynb #7e1dac5f
 def train_command(
     argv: list[str], # what stands behind `clm_nb train`
 ):
@@ -157,11 +166,21 @@ def train_command(
     training = parse_training(["--help"] if given.pop("help_training") else rest)
     from clm_nb.core import finetune
     if "test_size" in given and given["test_size"] >= 1: given["test_size"] = int(given["test_size"])
-    dataset, block_size = given.pop("dataset_name", "python-docs"), given.pop("block_size", 128)
-    data = {f.name: given.pop(f.name) for f in fields(DataArguments) if f.name in given}
-    print(finetune(dataset, block_size=block_size, data=data, **given, **training))
+    named = ("dataset_name", "block_size")
+    given["data"] = {f.name: given.pop(f.name) for f in fields(DataArguments) if f.name in given and f.name not in named}
+    given |= training
+    print(finetune(**(_again(given.pop("from_run"), given) if "from_run" in given else given)))
 
 
+def _again(run_json: str, changes: dict) -> dict:
+    "The arguments of an earlier run with some changes; its data is checked unless that is what changes"
+    from clm_nb.core import run_arguments
+    path = Path(run_json)
+    folder, run = path.parent if path.suffix else path, run_arguments(path)
+    if changes["data"] or {"dataset_name", "block_size", "tokenizer_name", "seed", "as_tutorial"} & set(changes): del run["data_digest"]
+    return run | dict(output_dir=f"{folder}-again") | changes | dict(data=run["data"] | changes["data"])
+
+# %% ../nbs/10_cli.ipynb #1d5516cd
 def demo_command(
     argv: list[str], # what stands behind `clm_nb demo`
 ):
@@ -172,16 +191,17 @@ def demo_command(
     from clm_nb.core import finetune
     print(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
 
-# %% ../nbs/10_cli.ipynb #616e5fe5
+# %% ../nbs/10_cli.ipynb #e8de7df5
 def _source(folder) -> dict:
     "What the run in `folder` was trained on: the data's name and options, block size and seed"
     path = Path(folder or "", "run.json")
     if not folder or not path.exists(): return {}
     run = json.loads(path.read_text())
     source = run.get("source") or {}
-    return dict(dataset_name=source.get("dataset_name"), block_size=run["block_size"], seed=run["seed"], **source.get("data", {}))
+    if not source.get("dataset_name"): return {}
+    return dict(dataset_name=source["dataset_name"], block_size=run["block_size"], seed=run["seed"], **source.get("data", {}))
 
-
+# %% ../nbs/10_cli.ipynb #a6042a0e
 def perplexity_command(
     argv: list[str], # what stands behind `clm_nb perplexity`
 ):
@@ -192,12 +212,16 @@ def perplexity_command(
     given = vars(parser.parse_args(argv))
     model, tokenizer = _model(given)
     how = {k: given.pop(k, v) for k, v in _defaults(PerplexityArguments).items()}
-    from clm_nb.core import perplexity, prepare
-    text, stride, as_json = given.pop("text", None), given.pop("stride", None), given.pop("json")
-    if text is None: what = prepare(tokenizer=tokenizer, **(_source(model.name_or_path) | given))["test"]
-    else: what, how = text, how | dict(stride=stride, block_size=given.get("block_size"))
-    result = perplexity(model, what, tokenizer, **how)
-    print(json.dumps(result.to_dict()) if as_json else result)
+    from clm_nb.core import baselines, perplexity, prepare
+    text, stride, as_json, beside = (given.pop(k, None) for k in ("text", "stride", "json", "baselines"))
+    if text is None: blocks = prepare(tokenizer=tokenizer, **(_source(model.name_or_path) | given))
+    elif beside: parser.error("--baselines needs a data set with a training split, not --text")
+    else: how |= dict(stride=stride, block_size=given.get("block_size"))
+    result = perplexity(model, blocks["test"] if text is None else text, tokenizer, **how)
+    if not beside: return print(json.dumps(result.to_dict()) if as_json else result)
+    table = baselines(blocks, len(tokenizer), tokenizer=tokenizer)
+    table["this model"] = result
+    print(json.dumps({name: p.to_dict() for name, p in table.items()}) if as_json else table)
 
 
 def _model(given: dict) -> tuple:
@@ -230,13 +254,29 @@ def generate_command(
         for piece in pieces: print(piece, end="", flush=True)
         print()
 
-# %% ../nbs/10_cli.ipynb #d3dd3fe2
-_commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command, "generate": generate_command}
+# %% ../nbs/10_cli.ipynb #66a79c2a
+def cache_command(
+    argv: list[str], # what stands behind `clm_nb cache`
+):
+    "Print what the cache holds, after deleting what is asked"
+    parser = _parser("cache", _about["cache"])
+    parser.add_argument("--clear", nargs="*", metavar="PART", help="delete these parts; all, if none is named")
+    given = parser.parse_args(argv)
+    from clm_nb.load import cache_dir, cache_sizes, clear_cache
+    if given.clear is not None: print(f"{clear_cache(*given.clear)/1e6:,.1f} MB deleted")
+    sizes = cache_sizes()
+    for kind, size in sizes.items(): print(f"{kind:<12}{size/1e6:>10,.1f} MB")
+    print(f"{'all':<12}{sum(sizes.values())/1e6:>10,.1f} MB in {cache_dir()}")
+
+# %% ../nbs/10_cli.ipynb #bbb1d301
+_commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command, "generate": generate_command,
+             "cache": cache_command}
 
 
 def _quiet():
     "Leave the terminal to the progress of the run"
-    import datasets, transformers
+    import datasets, huggingface_hub, transformers
+    huggingface_hub.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
     transformers.utils.logging.disable_progress_bar()
@@ -256,7 +296,7 @@ def main(
     for name in _commands: commands.add_parser(name, help=_about[name], add_help=False)
     given, rest = parser.parse_known_args(argv)
     try:
-        if not {"-h", "--help"} & set(rest): _quiet()
+        if given.command != "cache" and not {"-h", "--help"} & set(rest): _quiet()
         _commands[given.command](rest)
     except KeyboardInterrupt: return print("\nclm_nb: interrupted", file=sys.stderr) or 130
     except (ValueError, OSError, RuntimeError, TypeError) as e:

@@ -38,7 +38,7 @@ def run(folder, capfd):
     from clm_nb.cli import main
     def run(*argv):
         capfd.readouterr()
-        try: status = main(list(argv))
+        try: status = main([str(a) for a in argv])
         except SystemExit as exit: status = exit.code
         return status, *capfd.readouterr()
     return run
@@ -222,6 +222,50 @@ def test_a_file_of_arguments_and_a_flag_that_overrides_it(write, name, run, fold
     assert (settings["eval_strategy"], settings["bf16"]) == ("no", False)
     assert found["samples"]["prompt"] == 'The "quick" fox: no'
     assert found["ledger"]["train"]["flatten"]["documents"] == 3*found["ledger"]["train"]["load"]["records"]
+
+
+tune = "--dataset_name corpus.json --model_name_or_path model --block_size 16 --max_new_tokens 5".split()
+
+
+def losses(folder):
+    return [{k: v for k, v in log.items() if "loss" in k} for log in json.loads((folder/"run.json").read_text())["log_history"]]
+
+
+def test_a_run_is_repeated_from_its_run_json_alone(run, folder, cache):
+    "Another folder, the same losses, figures and samples; other flags change it; data that has changed is told"
+    flags = ["--text_column", "answers.text", "--explode", "--num_train_epochs", "1", "--isolate_documents", "--seed", "7", "--learning_rate", "1e-2",
+             "--per_device_train_batch_size", "2", "--logging_steps", "1", "--prompt", "The fox", "--test_size", "9"]
+    first = folder/"first"
+    assert run("train", *tune, *flags, "--output_dir", first)[0] == 0
+    again = folder/"first-again"
+    assert run("train", "--from_run", first/"run.json")[0] == 0
+    told, repeated = (json.loads((f/"run.json").read_text()) for f in (first, again))
+    assert losses(first) == losses(again) and len(losses(first)) > 3
+    for key in ("source", "training_arguments", "data", "ledger", "before", "after", "samples"): assert told[key] == repeated[key], key
+    assert run("train", "--from_run", first, "--seed", "8", "--output_dir", folder/"other")[0] == 0
+    assert losses(folder/"other") != losses(first) and len(losses(folder/"other")) == len(losses(first))
+    data = Path(told["source"]["dataset_name"])
+    data.write_text(data.read_text().replace("fox", "cat"))
+    status, out, err = run("train", "--from_run", first, "--output_dir", folder/"changed")
+    assert status == 1 and "blocks are not those of the run to be repeated" in err and err.count("\n") == 1
+    assert not (folder/"changed").exists()
+
+
+@pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])
+def test_a_run_json_that_tells_nothing_is_one_clear_line(content, message, run, folder):
+    if content: (folder/"run.json").write_text(content)
+    status, out, err = run("train", "--from_run", folder/"run.json")
+    assert status == 1 and message in err and err.count("\n") == 1
+
+
+def test_perplexity_beside_baselines(run, folder, cache):
+    assert run("train", *tune, "--output_dir", folder/"run", "--max_steps", "2")[0] == 0
+    status, out, err = run("perplexity", "--model_name_or_path", folder/"run", "--baselines", "--json")
+    table = json.loads(out)
+    assert status == 0 and list(table) == ["uniform", "unigram", "2-gram", "3-gram", "5-gram", "this model"]
+    assert table["this model"] == json.loads((folder/"run/run.json").read_text())["after"]
+    assert len({p["tokens"] for p in table.values()}) == 1 and table["uniform"]["perplexity"] == pytest.approx(len(tiny.tokenizer()))
+    assert "this model" in run("perplexity", "--model_name_or_path", folder/"run", "--baselines")[1]
 
 
 def test_a_token_is_not_written_down_or_printed(run, folder):

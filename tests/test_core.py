@@ -4,7 +4,7 @@ from importlib import import_module
 import pytest
 from conftest import answer, python
 
-stages = "load", "flatten", "tokenize", "group", "collate", "train", "perplexity", "generate"
+stages = "load", "flatten", "tokenize", "group", "collate", "train", "share", "perplexity", "baselines", "generate"
 
 
 @pytest.mark.parametrize("stage", stages)
@@ -32,6 +32,6 @@ heavy = "torch", "transformers", "datasets", "numpy", "pyarrow", "matplotlib"
 
 
 def test_import_is_light():
-    stages = "load", "flatten", "tokenize", "group", "collate", "perplexity", "cli"
+    stages = "load", "flatten", "tokenize", "group", "collate", "perplexity", "baselines", "cli"
     modules = ", ".join(["clm_nb", *(f"clm_nb.{name}" for name in stages)])
     assert answer(python(f"import sys, {modules}\nprint([m for m in {heavy} if m in sys.modules])")).strip() == "[]"
