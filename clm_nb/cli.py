@@ -129,7 +129,7 @@ def file_flags(
     return [part for name, value in given.items() if value is not None
             for part in (f"--{name}", *(map(text, value) if isinstance(value, list) else [text(value)]))]
 
-# %% ../nbs/10_cli.ipynb #89790479
+# %% ../nbs/10_cli.ipynb #11dc8338
 _about = {
     "demo": "Fine-tune the embedded model on the embedded corpus: no network, account or GPU needed.",
     "train": "Fine-tune a causal language model and save it, with everything that tells what was done, in --output_dir.",
@@ -150,12 +150,13 @@ def train_parser() -> argparse.ArgumentParser:
     say("output_dir", "the run folder: becomes the model (default: runs/python-docs)")
     say("prompt", "what the samples before and after training continue")
     say("max_new_tokens", "length of the samples (default: 60)", type=int)
-    say("as_tutorial", "the tutorial's choices, mistakes and all: no EOS, a remainder a batch, Trainer's own loss", action="store_true")
+    say("as_tutorial", "the tutorial's choices, mistakes and all: no EOS, a remainder a batch, Trainer's own loss",
+        action="store_true")
     say("from_run", "repeat the run that this run.json tells of, into RUN-again; other flags change it")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
-# %% ../nbs/10_cli.ipynb #7e1dac5f
+# %% ../nbs/10_cli.ipynb #be7ab221
 def train_command(
     argv: list[str], # what stands behind `clm_nb train`
 ):
@@ -177,7 +178,8 @@ def _again(run_json: str, changes: dict) -> dict:
     from clm_nb.core import run_arguments
     path = Path(run_json)
     folder, run = path.parent if path.suffix else path, run_arguments(path)
-    if changes["data"] or {"dataset_name", "block_size", "tokenizer_name", "seed", "as_tutorial"} & set(changes): del run["data_digest"]
+    other_data = {"dataset_name", "block_size", "model_name_or_path", "tokenizer_name", "seed", "as_tutorial"} & set(changes)
+    if other_data or changes["data"]: del run["data_digest"]
     return run | dict(output_dir=f"{folder}-again") | changes | dict(data=run["data"] | changes["data"])
 
 # %% ../nbs/10_cli.ipynb #1d5516cd

@@ -28,7 +28,7 @@ from .train import *
 _stages = ("load", "flatten", "tokenize", "group", "collate", "train", "share", "perplexity", "baselines", "generate")
 __all__ = [*globals().get("__all__", []), *(name for s in _stages for name in import_module(f"clm_nb.{s}").__all__)]
 
-# %% ../nbs/09_core.ipynb #d06294a7
+# %% ../nbs/09_core.ipynb #419bb5e6
 @dataclass(repr=False)
 class Run:
     "Everything a fine-tuning made: models and data to go on with, figures and texts to look at"
@@ -47,11 +47,8 @@ class Run:
     def __repr__(self):
         return "\n".join([str(self.ledger), "", "Perplexity of the held-out blocks", f"  before  {self.before}",
                           f"  after   {self.after}", "", f"The prompt {self.prompt!r}, continued", "  before:",
-                          _indent(self.sample_before), "  after:", _indent(self.sample), "", f"Run folder: {self.output_dir}", *self._pushed()])
-
-    def _pushed(self) -> list[str]:
-        from huggingface_hub import constants
-        return [f"Pushed to {constants.ENDPOINT}/{self.trainer.hub_model_id}"] if self.trainer.args.push_to_hub else []
+                          _indent(self.sample_before), "  after:", _indent(self.sample), "",
+                          f"Run folder: {self.output_dir}", *_pushed(self.trainer)])
 
     def _repr_html_(self):
         from html import escape
@@ -61,8 +58,14 @@ class Run:
                 f"<th>loss</th><th>perplexity</th><th>sample</th></tr>{rows}</table>{_picture(self.trainer.state.log_history)}"
                 f"<details><summary>token ledger</summary><pre>{escape(str(self.ledger))}</pre></details>")
 
-# %% ../nbs/09_core.ipynb #d4fea0dd
+# %% ../nbs/09_core.ipynb #ac65741b
 def _indent(text: str) -> str: return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _pushed(trainer) -> list[str]:
+    "Where on the Hub the model is, in one line; nothing where it isn't"
+    from huggingface_hub import constants
+    return [f"Pushed to {constants.ENDPOINT}/{trainer.hub_model_id}"] if trainer.args.push_to_hub else []
 
 
 def _counted(ledger: Ledger) -> str:
@@ -144,7 +147,7 @@ def _check_data(blocks, expected: dict):
             raise ValueError(f"The {split} blocks are not those of the run to be repeated: the data, or what reads it, "
                              "has changed. Restore it, or train anew without --from_run.")
 
-# %% ../nbs/09_core.ipynb #fc6fef90
+# %% ../nbs/09_core.ipynb #e2a46f22
 def finetune(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     model_name_or_path: str | None = None, # Hub id or folder; None: `python-docs-gpt2`, unless there is a config
@@ -191,7 +194,8 @@ def finetune(
     trainer = train(model, blocks, tokenizer, output_dir, check_ledger(ledger), source, exact_loss=exact_loss, push=False,
                     seed=seed, resume_from_checkpoint=resume_from_checkpoint, **training_args)
     after, sample = look()
-    return finish(Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before, sample))
+    return finish(Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before,
+                      sample))
 
 # %% ../nbs/09_core.ipynb #e3ee5cf3
 def _named(thing) -> str | None:
@@ -209,7 +213,7 @@ def finish(
     if run.trainer.args.push_to_hub: run.trainer.push_to_hub()
     return run
 
-# %% ../nbs/09_core.ipynb #18c3d344
+# %% ../nbs/09_core.ipynb #25fdd162
 def run_arguments(
     run_json, # `run.json`, or its folder
 ) -> dict: # arguments of `finetune`; pushing is left out
@@ -219,7 +223,8 @@ def run_arguments(
     if not path.is_file(): raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or its folder.")
     try: run = json.loads(path.read_text())
     except ValueError as e: raise ValueError(f"{path} can't be read as JSON: {first_line(e)}") from e
-    missing = {"source", "training_arguments", "block_size", "data"} - set(run) or {"dataset_name"} - {k for k, v in run["source"].items() if v}
-    if missing: raise ValueError(f"{path} can't be repeated: {sorted(missing)[0]} is not in it. Data that was given as an object has no name.")
+    missing = {"source", "training_arguments", "block_size", "data"} - set(run)
+    if not missing and not run["source"].get("dataset_name"): missing = {"the name of its data (an object has none)"}
+    if missing: raise ValueError(f"{path} can't be repeated: {sorted(missing)[0]} is not in it.")
     settings = {k: v for k, v in run["training_arguments"].items() if not k.startswith(("hub_", "push_to_hub"))}
     return run["source"] | settings | dict(block_size=run["block_size"], data_digest=run["data"])

@@ -53,11 +53,13 @@ def _positions(documents):
     begins = np.cumsum(lengths) - lengths
     return (np.arange(lengths.sum()) - np.repeat(begins, lengths)).astype(np.int32)
 
-# %% ../nbs/03_group.ipynb #7262973d
+# %% ../nbs/03_group.ipynb #e9c5d462
 def _features(block_size: int, mask: bool, positions: bool):
     "The columns of blocks: fixed-size rows"
     from datasets import Features, List, Value
-    kinds = {"input_ids": "int32"} | ({"attention_mask": "int8"} if mask else {}) | ({"position_ids": _small(block_size)} if positions else {})
+    kinds = {"input_ids": "int32"}
+    if mask: kinds["attention_mask"] = "int8"
+    if positions: kinds["position_ids"] = _small(block_size)
     return Features({name: List(Value(kind), length=block_size) for name, kind in kinds.items()})
 
 

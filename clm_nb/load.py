@@ -305,7 +305,7 @@ def record_groups(
         group[members] = min(members)
     return group
 
-# %% ../nbs/00_load.ipynb #011a6d23
+# %% ../nbs/00_load.ipynb #bf12d0a5
 def split_corpus(
     dataset, # a `Dataset` of records
     test_size: float | int = 0.2, # share of the records, or how many of them
@@ -332,7 +332,7 @@ def split_corpus(
                          "Give a DatasetDict with your own train and test.")
     return DatasetDict(train=_pick(dataset, ~in_test), test=_pick(dataset, in_test))
 
-
+# %% ../nbs/00_load.ipynb #0a9eddc7
 def _pick(dataset, mask):
     "The records of a `Dataset` where the mask is true, in their order"
     import numpy as np
@@ -420,7 +420,7 @@ def remove_leaks(
     keep = ~np.isin(np.arange(found.records), list(found.leaked()))
     return type(corpus)(corpus | {"test": _pick(corpus["test"], keep)}), found
 
-# %% ../nbs/00_load.ipynb #54f5dbbf
+# %% ../nbs/00_load.ipynb #a92e1e8b
 def _hub_copy(repo_id: str, repo_type: str) -> bool:
     "Whether an earlier run left a copy of the repository in the Hub's or the data sets' cache"
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -430,7 +430,7 @@ def _hub_copy(repo_id: str, repo_type: str) -> bool:
     import datasets.config
     return Path(datasets.config.HF_DATASETS_CACHE, repo_id.replace("/", "___")).is_dir()
 
-
+# %% ../nbs/00_load.ipynb #a26e1fcb
 def on_hub(
     repo_id: str, # "owner/name"
     repo_type: str = "model", # "model" or "dataset"
@@ -442,7 +442,6 @@ def on_hub(
     from huggingface_hub.constants import is_offline_mode
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, \
         RevisionNotFoundError
-    local = "Use a local path, or 'python-docs' and 'python-docs-gpt2', which need no network."
     try:
         if is_offline_mode(): raise ConnectionError("HF_HUB_OFFLINE is set")
         found = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, token=token, timeout=4)
@@ -458,11 +457,13 @@ def on_hub(
                          "for a private one log in (`hf auth login`) or give token=.") from e
     except Exception as e:
         if isinstance(e, HfHubHTTPError) and e.response.status_code in (401, 403):
-            raise PermissionError(f"{repo_id!r} was refused ({e.response.status_code}). Check token=, or log in again (`hf auth login`).") from e
+            raise PermissionError(f"{repo_id!r} was refused ({e.response.status_code}). Check token=, or log in again "
+                                  "(`hf auth login`).") from e
         if _hub_copy(repo_id, repo_type): return None
-        raise ConnectionError(f"{repo_id!r}: the Hub can't be reached ({type(e).__name__}), and no earlier copy is here. {local}") from e
+        raise ConnectionError(f"{repo_id!r}: the Hub can't be reached ({type(e).__name__}), and no earlier copy is here. "
+                              "Use a local path, or 'python-docs' and 'python-docs-gpt2', which need no network.") from e
 
-# %% ../nbs/00_load.ipynb #87983846
+# %% ../nbs/00_load.ipynb #361944b6
 _loaders = {".json": "json", ".jsonl": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
             ".txt": "text", ".md": "text", ".rst": "text"}
 
@@ -477,7 +478,7 @@ def _local_files(path: Path) -> tuple[str, list[str]]:
         raise ValueError(f"{path} {what}. Give one of {', '.join(_loaders)}, or a folder with one kind of them.")
     return kinds.pop(), [str(p) for p in files if kind(p)]
 
-
+# %% ../nbs/00_load.ipynb #523642ed
 def _load_local(path: Path, split: str | None):
     "The `Dataset` (or `DatasetDict`) behind a local path"
     from datasets import load_dataset, load_from_disk
@@ -548,7 +549,7 @@ def read_corpus(
         raise FileNotFoundError(f"{name_or_path} doesn't exist. Give an existing file or folder, a Hub id, or 'python-docs'.")
     return _load_hub(str(name_or_path), name, split, revision, token)
 
-# %% ../nbs/00_load.ipynb #e986abfd
+# %% ../nbs/00_load.ipynb #f99826c1
 def load_corpus(
     name_or_path="python-docs", # Hub id, path of a file or folder, `python-docs`, or a `Dataset`/`DatasetDict`
     name: str | None = None, # configuration of a Hub data set; part ("task", "base") of `python-docs`
@@ -574,7 +575,8 @@ def load_corpus(
     read = {part: len(records) for part, records in data.items()}
     if dedupe: data, _ = remove_leaks(data, text_column)
     if ledger is not None:
-        for part, n in read.items(): ledger.add("load", part, read=n, dropped_duplicates=n - len(data[part]), records=len(data[part]))
+        for part, records in data.items():
+            ledger.add("load", part, read=read[part], dropped_duplicates=read[part] - len(records), records=len(records))
     return data
 
 # %% ../nbs/00_load.ipynb #e1d2e5e1

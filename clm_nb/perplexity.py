@@ -274,7 +274,7 @@ def document_perplexities(
         for i, document in enumerate(documents): sums[document].add(losses[i:i + 1], counted[i:i + 1], nbytes[i])
     return [s.result() if s.rows else Perplexity(math.nan, 0) for s in sums]
 
-# %% ../nbs/06_perplexity.ipynb #24540bda
+# %% ../nbs/06_perplexity.ipynb #3eddf9e2
 class _StreamingMetric:
     "What `perplexity_metric` adds to `evaluate.Metric`"
     def _info(self):
@@ -303,7 +303,7 @@ class _StreamingMetric:
         result = result.result()
         return dict(loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
 
-
+# %% ../nbs/06_perplexity.ipynb #980b717f
 def perplexity_metric(): # an `evaluate.Metric`; works offline, in constant memory
     "Perplexity as a metric: token losses are its predictions, labels (-100: not counted) its references"
     import evaluate

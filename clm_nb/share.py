@@ -13,7 +13,7 @@ from pathlib import Path
 from transformers import Trainer
 from unittest.mock import patch
 
-# %% ../nbs/05b_share.ipynb #e2599e5d
+# %% ../nbs/05b_share.ipynb #b1e0eb2f
 _log = logging.getLogger("clm_nb")
 
 
@@ -23,7 +23,8 @@ def _hub_error(e: Exception) -> Exception:
     if isinstance(e, OSError) and e.filename: return e  # a file of ours that can't be read
     status = e.response.status_code if isinstance(e, HfHubHTTPError) else None
     if status in (401, 403):
-        return PermissionError(f"the Hub refused ({status}). Check hub_token= and hub_model_id=, or log in again (`hf auth login`).")
+        return PermissionError(f"the Hub refused ({status}). Check hub_token= and hub_model_id=, or log in again "
+                               "(`hf auth login`).")
     return ConnectionError(f"the Hub answered {status}." if status else f"the Hub can't be reached ({type(e).__name__}).")
 
 

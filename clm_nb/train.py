@@ -339,7 +339,7 @@ def write_run(
     new.write_text(json.dumps(known | entries, indent=2, default=str))
     new.replace(path)
 
-# %% ../nbs/05_train.ipynb #19833f85
+# %% ../nbs/05_train.ipynb #ea25123f
 _secret = ("token", "hub_token", "push_to_hub_token")
 
 
@@ -366,12 +366,13 @@ def describe_run(
     settings = {k: v for k, v in settings.items() if k not in _secret}
     return {
         "python": platform.python_version(), **libraries,
-        "machine": {"device": device_and_precision()[0], "cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"device": device_and_precision()[0], "cpu": platform.processor() or platform.machine(),
+                    "cores": os.cpu_count()},
         "source": source or {}, "seed": settings.get("seed", 42), "block_size": len(blocks["train"][0]["input_ids"]),
         "parameters": model.num_parameters(), "data": {split: digest(part) for split, part in blocks.items()},
         "training_arguments": settings, "ledger": ledger_to_dict(ledger) if ledger else None}
 
-# %% ../nbs/05_train.ipynb #94d15de9
+# %% ../nbs/05_train.ipynb #3aa11ffb
 def write_card(
     folder, # the run folder, with its `run.json`
 ):
@@ -384,7 +385,8 @@ def write_card(
     on_hub = lambda name: name if name and not Path(name).exists() and not name.startswith("python-docs") else None
     meta = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["clm_nb", "causal-lm"],
                          base_model=on_hub(base), datasets=on_hub(data))
-    losses = [f"| {name} | {run[name]['loss']:.4f} | {run[name]['perplexity']:.2f} |" for name in ("before", "after") if name in run]
+    losses = [f"| {name} | {run[name]['loss']:.4f} | {run[name]['perplexity']:.2f} |"
+              for name in ("before", "after") if name in run]
     table = ["", "| held out | loss (nats per token) | perplexity |", "| --- | ---: | ---: |", *losses, ""]
     settings = json.dumps(run["training_arguments"], indent=2, default=str)
     text = "\n".join(["---", meta.to_yaml(), "---", "", f"# {folder.name}", "",

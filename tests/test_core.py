@@ -35,3 +35,12 @@ def test_import_is_light():
     stages = "load", "flatten", "tokenize", "group", "collate", "perplexity", "baselines", "cli"
     modules = ", ".join(["clm_nb", *(f"clm_nb.{name}" for name in stages)])
     assert answer(python(f"import sys, {modules}\nprint([m for m in {heavy} if m in sys.modules])")).strip() == "[]"
+
+
+def test_a_repeated_run_is_not_pushed_again(tmp_path):
+    import json
+    from clm_nb.core import run_arguments
+    told = dict(push_to_hub=True, hub_model_id="me/run", hub_strategy="every_save", learning_rate=1e-3)
+    run = dict(source=dict(dataset_name="python-docs"), training_arguments=told, block_size=16, data={})
+    (tmp_path/"run.json").write_text(json.dumps(run))
+    assert run_arguments(tmp_path) == dict(dataset_name="python-docs", learning_rate=1e-3, block_size=16, data_digest={})

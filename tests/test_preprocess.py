@@ -165,6 +165,7 @@ def test_documents_are_the_texts_and_the_ledger_balances(tmp_path_factory, train
 
 
 @pytest.mark.parametrize("entries,message", [
+    ({("load", "test"): dict(read=5, records=3, dropped_duplicates=1)}, "load of 'test' took 5"),
     ({("flatten", "train"): dict(texts=5, documents=3, dropped_empty=1)}, "flatten of 'train' took 5"),
     ({("group", "test"): dict(tokens=9, tokens_in_blocks=8)}, "group of 'test' took 9"),
     ({("tokenize", "test"): dict(documents=1, tokens=9, text_tokens=8, special_tokens=1),
@@ -377,6 +378,17 @@ def test_another_version_of_a_library_that_made_it_is_another_result(library, ma
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == library else version(name))
     blocks_of(some_texts)
     assert len(files(cache)) == len(before) + made
+
+
+def test_each_stage_names_the_versions_that_made_its_result(cache, monkeypatch):
+    "Also where what came in has the same name as before"
+    import importlib.metadata
+    texts, version = Dataset.from_dict({"text": some_texts}), importlib.metadata.version
+    ids = Dataset.from_dict({"input_ids": [[1, 2, 3]]*9}, features=ragged_lists)
+    made = lambda: [flatten(DatasetDict(train=texts))["train"]._fingerprint, group(DatasetDict(train=ids), 4)["train"]._fingerprint]
+    before = made()
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "pyarrow" else version(name))
+    assert not set(made()) & set(before)
 
 
 def test_another_version_of_clm_nb_is_another_result(cache, monkeypatch):

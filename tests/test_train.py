@@ -178,9 +178,11 @@ def test_eval_loss_is_the_mean_over_the_predicted_tokens(family, rows, tmp_path)
 
 
 def test_evaluation_reports_perplexity_and_tokens_through_the_metric(tmp_path):
-    logs = run(tmp_path).state.log_history
+    trainer = run(tmp_path)
+    logs = trainer.state.log_history
     (found,) = [log for log in logs if "eval_loss" in log]
     assert found["eval_perplexity"] == pytest.approx(np.exp(found["eval_loss"])) and found["eval_tokens"] == 10*15
+    assert trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation").predictions is None  # nothing is kept
 
 
 def test_a_model_trained_in_bf16_computes_in_its_own_precision_again(tmp_path):
