@@ -13,14 +13,15 @@ from pathlib import Path
 from transformers import Trainer
 from unittest.mock import patch
 
-# %% ../nbs/05b_share.ipynb #b1e0eb2f
+# %% ../nbs/05b_share.ipynb #2396404e
 _log = logging.getLogger("clm_nb")
 
 
 def _hub_error(e: Exception) -> Exception:
     "What the Hub, or the way to it, had against a push; without what a token could stand in"
     from huggingface_hub.errors import HfHubHTTPError
-    if isinstance(e, OSError) and e.filename: return e  # a file of ours that can't be read
+    from_client = isinstance(e, OSError) and not e.filename or type(e).__module__.partition(".")[0].startswith("http")
+    if not from_client: return e  # a file of ours, a wrong name, a bug
     status = e.response.status_code if isinstance(e, HfHubHTTPError) else None
     if status in (401, 403):
         return PermissionError(f"the Hub refused ({status}). Check hub_token= and hub_model_id=, or log in again "
@@ -70,7 +71,7 @@ def _in_background(call, before: tuple):
     Thread(target=work, daemon=True).start()
     return job
 
-# %% ../nbs/05b_share.ipynb #7bf29afd
+# %% ../nbs/05b_share.ipynb #1c8539c9
 class HubTrainer(Trainer):
     "`Trainer` whose pushes can fail without harm, and hold no pickle"
     pushes = ()  # every `Future` so far; each waits for the ones before
@@ -86,9 +87,9 @@ class HubTrainer(Trainer):
             return self.pushes[-1]
         return patch("huggingface_hub.HfApi.run_as_future", push)
 
-    def init_hf_repo(self, token=None, private=None):
+    def init_hf_repo(self, *args, **kwargs):
         name, make = self.args.hub_model_id or Path(self.args.output_dir).name, super().init_hf_repo
-        try: _hub_answer(_in_background(lambda: make(token, private), ()), name)
+        try: _hub_answer(_in_background(lambda: make(*args, **kwargs), ()), name)
         except OSError as e: raise type(e)(f"push_to_hub to {name!r}: {e}") from e
 
     def _push_from_checkpoint(self, checkpoint_folder):

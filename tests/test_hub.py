@@ -154,6 +154,24 @@ def test_a_revision_is_the_one_that_is_loaded(hub, clm_nb, tmp_path):
     assert not (tmp_path/"new").exists()
 
 
+def test_a_run_is_repeated_on_the_commits_it_was_made_from(hub, clm_nb, tmp_path):
+    "Though data set and model have moved on since, and no revision was named"
+    repos = [hub.repos[kind, name] for kind, name in (("dataset", "owner/answers"), ("model", "owner/tiny-gpt2"))]
+    run, again = tmp_path/"run", tmp_path/"again"
+    assert clm_nb(*train, "owner/answers", *model, *unsaved, "--logging_steps", "1", "--output_dir", run)[0] == 0
+    told = json.loads((run/"run.json").read_text())
+    assert (told["source"]["data"]["dataset_revision"], told["source"]["revision"]) == (hub.data[1], hub.models[1])
+    newest = [repo.branches["main"] for repo in repos]
+    try:
+        for repo, files in zip(repos, ({"answers.json": records(20)}, hub.old)): repo.commit(files)
+        assert clm_nb("train", "--from_run", run, "--output_dir", again)[0] == 0
+    finally:
+        for repo, commit in zip(repos, newest): repo.branches["main"] = commit
+    repeated = json.loads((again/"run.json").read_text())
+    losses = lambda run: [log["loss"] for log in run["log_history"] if "loss" in log]
+    assert losses(told) == losses(repeated) and len(losses(told)) == 4 and told["after"] == repeated["after"]
+
+
 refusals = [("gated", [], "is gated. Ask for access"), ("gated", ["--token", stranger], "is gated. Ask for access"),
             ("private", [], "neither .* public"), ("private", ["--token", stranger], "neither .* public"),
             ("missing", [], "neither .* public"), ("missing", ["--token", secret], "neither .* public"),

@@ -76,7 +76,7 @@ def test_run_json_says_what_was_done(tmp_path):
     found = json.loads((tmp_path/"run.json").read_text())
     assert (found["status"], found["steps"], found["seed"], found["block_size"]) == ("trained", 3, 7, 16)
     assert found["parameters"] == sum(p.numel() for p in trainer.model.parameters())
-    assert found["source"]["dataset_name"] == "my corpus" and found["torch"] == torch.__version__
+    assert found["source"]["dataset_name"] == "my corpus" and torch.__version__.startswith(found["torch"])
     given = dict(weight_decay=0.5, max_steps=3, num_train_epochs=3)
     assert found["training_arguments"] | given == found["training_arguments"]
     assert len(losses(trainer)) == 3
