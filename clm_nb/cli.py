@@ -129,7 +129,7 @@ def file_flags(
     return [part for name, value in given.items() if value is not None
             for part in (f"--{name}", *(map(text, value) if isinstance(value, list) else [text(value)]))]
 
-# %% ../nbs/10_cli.ipynb #11dc8338
+# %% ../nbs/10_cli.ipynb #e651e7c9
 _about = {
     "demo": "Fine-tune the embedded model on the embedded corpus: no network, account or GPU needed.",
     "train": "Fine-tune a causal language model and save it, with everything that tells what was done, in --output_dir.",
@@ -151,12 +151,12 @@ def train_parser() -> argparse.ArgumentParser:
     say("prompt", "what the samples before and after training continue")
     say("max_new_tokens", "length of the samples (default: 60)", type=int)
     say("as_tutorial", "the tutorial's choices, mistakes and all: no EOS, a remainder a batch, Trainer's own loss",
-        action="store_true")
+        nargs="?", const=True, type=_boolean)
     say("from_run", "repeat the run that this run.json tells of, into RUN-again; other flags change it")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
-# %% ../nbs/10_cli.ipynb #be7ab221
+# %% ../nbs/10_cli.ipynb #c2f9cbe1
 def train_command(
     argv: list[str], # what stands behind `clm_nb train`
 ):
@@ -170,7 +170,9 @@ def train_command(
     named = ("dataset_name", "block_size")
     given["data"] = {f.name: given.pop(f.name) for f in fields(DataArguments) if f.name in given and f.name not in named}
     given |= training
-    print(finetune(**(_again(given.pop("from_run"), given) if "from_run" in given else given)))
+    run = finetune(**(_again(given.pop("from_run"), given) if "from_run" in given else given))
+    if run.trainer.is_world_process_zero(): print(run)
+    run.trainer.accelerator.end_training()  # so that several processes, as torchrun starts them, end together
 
 
 def _again(run_json: str, changes: dict) -> dict:

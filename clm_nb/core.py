@@ -82,7 +82,7 @@ def _picture(history: list) -> str:
     loss_curve(history).savefig(png, dpi=110)
     return f'<img alt="loss by step" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
 
-# %% ../nbs/09_core.ipynb #68f0f14e
+# %% ../nbs/09_core.ipynb #718dcb0a
 def prepare(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     tokenizer="python-docs-gpt2", # a tokenizer, or its name
@@ -104,6 +104,7 @@ def prepare(
     ledger: Ledger | None = None, # takes everything down
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
+    check_grouping(block_size, remainder, isolate_documents)
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column, dataset_revision, token,
                          dedupe, ledger)
     if isinstance(tokenizer, (str, Path)): tokenizer = load_tokenizer(tokenizer, token=token)
@@ -147,7 +148,7 @@ def _check_data(blocks, expected: dict):
             raise ValueError(f"The {split} blocks are not those of the run to be repeated: the data, or what reads it, "
                              "has changed. Restore it, or train anew without --from_run.")
 
-# %% ../nbs/09_core.ipynb #e2a46f22
+# %% ../nbs/09_core.ipynb #8ea52555
 def finetune(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     model_name_or_path: str | None = None, # Hub id or folder; None: `python-docs-gpt2`, unless there is a config
@@ -179,10 +180,12 @@ def finetune(
     tokenizer = load_tokenizer(tokenizer_name, revision=revision if tokenizer_name == model_name else None, token=token)
     room = _check_names(model_name, config_name, tokenizer, block_size, prompt or "", revision, token)
     data["dataset_revision"] = _pinned(dataset_name, "dataset", data.get("dataset_revision"), token)
+    make = lambda: load_model(model_name, config_name, tokenizer=tokenizer, seed=seed, revision=revision, token=token)
+    if data.get("isolate_documents") and model_name != "python-docs-gpt2": check_isolation(make())  # before the data is read
     ledger = Ledger()
     blocks = prepare(dataset_name, tokenizer, block_size=block_size, seed=seed, token=token, ledger=ledger, **data)
     _check_data(blocks, data_digest or {})
-    model = load_model(model_name, config_name, tokenizer=tokenizer, seed=seed, revision=revision, token=token)
+    model = make()
     prompt = prompt or tokenizer.decode(blocks["test"][0]["input_ids"][:8], skip_special_tokens=True) or " "
     length = int(min(max_new_tokens, room - 8))
     look = lambda: (perplexity(model, blocks["test"], tokenizer),
@@ -197,7 +200,7 @@ def finetune(
     return finish(Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before,
                       sample))
 
-# %% ../nbs/09_core.ipynb #e3ee5cf3
+# %% ../nbs/09_core.ipynb #8a4e5b06
 def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
     return thing if isinstance(thing, str) else str(thing) if isinstance(thing, Path) else None
@@ -207,9 +210,10 @@ def finish(
     run: Run, # after training
 ) -> Run:
     "Write figures and samples into the run folder, and push them where the run was pushed"
-    write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(),
-              samples=dict(prompt=run.prompt, before=run.sample_before, after=run.sample))
-    write_card(run.output_dir)
+    if run.trainer.is_world_process_zero():
+        write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(),
+                  samples=dict(prompt=run.prompt, before=run.sample_before, after=run.sample))
+        write_card(run.output_dir)
     if run.trainer.args.push_to_hub: run.trainer.push_to_hub()
     return run
 

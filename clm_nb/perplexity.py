@@ -257,7 +257,7 @@ def perplexity(
         sums.add(losses, counted, None if tokenizer is None else sum(nbytes))
     return sums.result()
 
-# %% ../nbs/06_perplexity.ipynb #ba211080
+# %% ../nbs/06_perplexity.ipynb #68cd6d92
 def document_perplexities(
     model, # a causal language model, in any precision, on any device
     data, # a list of texts, or a `Dataset` of blocks
@@ -268,8 +268,8 @@ def document_perplexities(
     add_eos: bool = True, # text only: the token that closes a document is predicted too
 ) -> list[Perplexity]: # one per text or block, in order; loss NaN and 0 tokens where there is nothing to predict
     "The perplexity of each document by itself"
-    sums = [LossSums() for _ in range(len(data))]
     rows = _rows(model, data, tokenizer, block_size, stride, add_eos)
+    sums = [LossSums() for _ in range(1 if isinstance(data, str) else len(data))]
     for losses, counted, nbytes, documents in _scores(model, rows, tokenizer, batch_size):
         for i, document in enumerate(documents): sums[document].add(losses[i:i + 1], counted[i:i + 1], nbytes[i])
     return [s.result() if s.rows else Perplexity(math.nan, 0) for s in sums]

@@ -26,21 +26,45 @@ from .perplexity import evaluating, perplexity_hooks
 from .share import HubTrainer, check_hub
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
 
-# %% ../nbs/05_train.ipynb #ab3fa422
+# %% ../nbs/05_train.ipynb #ea7fd27e
 class RunTrainer(HubTrainer):
     "`Trainer` that leaves a model card of ours"
     def create_model_card(self, *args, **kwargs): write_card(self.args.output_dir)
 
 
-class CausalTrainer(RunTrainer):
+class _TokenMeans(RunTrainer):
+    "`Trainer` whose training losses, of a step and in its logs, are means over the tokens that are predicted"
+    def _get_num_items_in_batch(self, batch_samples, device):
+        shifted = [b["labels"][..., 1:] for b in batch_samples if "labels" in b]
+        return super()._get_num_items_in_batch([{"labels": s, "shift_labels": s} for s in shifted], device)
+
+    seen = {"loss": 0, "train_loss": 0}  # since the last log, since the start: (nats, predicted tokens) of this process
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        own = (inputs["labels"][..., 1:] != -100).sum()
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        all_tokens = torch.as_tensor(num_items_in_batch).flatten()[0]
+        if self.args.average_tokens_across_devices: all_tokens = all_tokens/self.args.world_size
+        share = all_tokens if self.model_accepts_loss_kwargs else own*self.current_gradient_accumulation_steps
+        new = torch.stack([loss*share.to(loss.device), own.to(loss.device)])
+        self.seen = {name: sums + new.to(_sum_type(loss.device)) for name, sums in self.seen.items()}
+        return loss
+
+    def log(self, logs, *args, **kwargs):
+        for name in set(self.seen) & set(logs):
+            if torch.is_tensor(self.seen[name]): logs[name] = torch.div(*self.accelerator.reduce(self.seen[name], "sum")).item()
+            self.seen = self.seen | {name: 0}
+        super().log(logs, *args, **kwargs)
+
+
+def _sum_type(device): return torch.float32 if device.type == "mps" else torch.float64  # the best that the device has
+
+# %% ../nbs/05_train.ipynb #7cffd954
+class CausalTrainer(_TokenMeans):
     "`Trainer` whose losses are means over the tokens that are predicted, for every causal model"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **perplexity_hooks(), **kwargs)
         self.args.batch_eval_metrics = True  # no logits and no losses are kept
-
-    def _get_num_items_in_batch(self, batch_samples, device):
-        shifted = [b["labels"][..., 1:] for b in batch_samples if "labels" in b]
-        return super()._get_num_items_in_batch([{"labels": s, "shift_labels": s} for s in shifted], device)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         labels = self._prepare_input(inputs.pop("labels"))  # the model needn't compute a second loss

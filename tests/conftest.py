@@ -5,7 +5,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
-import subprocess, sys
+import socket, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +45,11 @@ def answer(process) -> str:
     out, err = process.communicate()
     assert process.returncode == 0, err
     return out
+
+
+def ranks(n: int) -> list[dict]:
+    "The environments of `n` processes that work together, as torchrun sets them"
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return [dict(WORLD_SIZE=n, RANK=i, LOCAL_RANK=i, MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for i in range(n)]

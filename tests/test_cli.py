@@ -3,7 +3,7 @@ import json, os, re, socket, subprocess, sys, time
 from pathlib import Path
 
 import pytest
-from conftest import answer, python
+from conftest import answer, python, ranks
 import tiny
 
 sentences = ["The quick brown fox jumps over the lazy dog.", "It wasn't the first time, and won't be the last.",
@@ -104,6 +104,8 @@ wrong = {
     "--output_dir corpus.json": "output_dir=corpus.json is a file",
     "--per_device_train_batch_size 0": "batch_size", "--num_train_epochs -1": "num_train_epochs",
     "--resume_from_checkpoint nowhere": "nowhere",
+    "--isolate_documents --remainder batch": "not the tutorial's way", "--dataset_config_name small": "no configuration 'small'",
+    "--isolate_documents --as_tutorial": "not the tutorial's way", "--as_tutorial maybe": "neither true nor false",
     "--dataset_name": "expected one argument",
 }
 
@@ -131,6 +133,8 @@ def test_training_with_a_wrong_argument_is_one_clear_line_and_leaves_no_trace(fl
     "perplexity --model_name_or_path model --text word --stride 0": "stride=0",
     "perplexity --model_name_or_path model --dataset_name empty.txt": "empty.txt is empty",
     "perplexity --model_name_or_path model --nothing": "unrecognized arguments: --nothing",
+    "perplexity --model_name_or_path model --text word --baselines": "--baselines needs a data set",
+    "cache --clear everything": "'everything' is not a part of the cache",
     "generate --model_name_or_path some/model --prompt The": "'some/model': the Hub can't be reached",
     "generate --model_name_or_path model": "--prompt",
     "generate --model_name_or_path model --prompt The --temperature 0": "temperature=0",
@@ -249,6 +253,20 @@ def test_a_run_is_repeated_from_its_run_json_alone(run, folder, cache):
     status, out, err = run("train", "--from_run", first, "--output_dir", folder/"changed")
     assert status == 1 and "blocks are not those of the run to be repeated" in err and err.count("\n") == 1
     assert not (folder/"changed").exists()
+
+
+def test_two_processes_make_one_run(run, folder, cache):
+    "As torchrun starts them: one prints and writes, and the figures are those of one process"
+    flags = [*tune, "--max_steps", "3", "--logging_steps", "1", "--use_cpu", "--bf16", "false", "--disable_tqdm", "true",
+             "--save_strategy", "no"]
+    assert run("train", *flags, "--per_device_train_batch_size", "8", "--output_dir", "one")[0] == 0
+    code = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    flags += ["--per_device_train_batch_size", "4", "--output_dir", "two"]
+    first, second = [answer(worker) for worker in [python(code, "train", *flags, **env) for env in ranks(2)]]
+    assert "Run folder: two" in first and not second
+    one, two = (json.loads((folder/name/"run.json").read_text()) for name in ("one", "two"))
+    assert two["status"] == "trained" and two["after"]["loss"] == pytest.approx(one["after"]["loss"], abs=1e-4)
+    for a, b in zip(losses(folder/"one"), losses(folder/"two")): assert a == pytest.approx(b, abs=1e-4)
 
 
 @pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])

@@ -188,6 +188,11 @@ def test_documents_figures_add_up_whatever_the_batch_size(size):
         assert found.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-5)
 
 
+def test_one_text_is_a_list_of_one():
+    found = document_perplexities(gpt2(), tiny.texts[0], tiny.tokenizer())
+    assert found == document_perplexities(gpt2(), tiny.texts[:1], tiny.tokenizer()) and len(found) == 1
+
+
 def test_a_column_of_a_data_set_is_a_list_of_texts():
     column = Dataset.from_dict({"text": tiny.texts})["text"]
     assert perplexity(gpt2(), column, tiny.tokenizer()) == perplexity(gpt2(), tiny.texts, tiny.tokenizer())

@@ -1,5 +1,5 @@
 "Training against plain loops, and the run folder: what it becomes, what it never holds, what it survives"
-import json, os, pickle, shutil
+import json, pickle, shutil
 from pathlib import Path
 
 import datasets, numpy as np, pytest, torch
@@ -9,7 +9,7 @@ from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
 from clm_nb.train import CausalTrainer, MuonAdamW, check_output_dir, digest, load_config, load_model, train, write_run
-from conftest import answer, python
+from conftest import answer, python, ranks
 from tiny import families, gpt2, llama, tokenizer
 
 datasets.disable_progress_bars()
@@ -139,14 +139,13 @@ trainer = run(sys.argv[1], families[sys.argv[2]](), DatasetDict(train=ragged.sel
 if trainer.is_world_process_zero():
     logs = [{k: v for k, v in log.items() if "loss" in k or "tokens" in k} for log in trainer.state.log_history]
     print(json.dumps([logs, parameters(trainer.model).tolist()]))
+trainer.accelerator.end_training()
 """
 
 
 def in_processes(n, folder, family):
     "What a run with `n` processes logs, and its parameters: the same rows a step, shared out"
-    port = str(20_000 + os.getpid() % 20_000)
-    workers = [python(two, str(folder), family, str(8//n), WORLD_SIZE=n, RANK=i, LOCAL_RANK=i, MASTER_ADDR="127.0.0.1",
-                      MASTER_PORT=port, USE_LIBUV="0") if n > 1 else python(two, str(folder), family, "8") for i in range(n)]
+    workers = [python(two, str(folder), family, str(8//n), **env) for env in (ranks(n) if n > 1 else [{}])]
     return json.loads([answer(worker) for worker in workers][0].splitlines()[-1])
 
 
@@ -175,6 +174,29 @@ def test_eval_loss_is_the_mean_over_the_predicted_tokens(family, rows, tmp_path)
     trainers = [trainer_on(rows, tmp_path, model, per_device_eval_batch_size=size) for size in (1, 4, 64)]
     found = [trainer.evaluate()["eval_loss"] for trainer in trainers]
     assert found == pytest.approx([float64_loss(model, rows)]*3, rel=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("family", families)
+def test_a_loss_logged_over_several_steps_is_the_mean_over_their_tokens(family, accumulate, tmp_path):
+    "Rows of all lengths: the steps' means, weighted by the tokens that a float64 loop counts, and `train_loss` over all"
+    rows = [rng.integers(1, 400, n).tolist() for n in rng.integers(2, 40, 24)]
+    data = DatasetDict(train=Dataset.from_dict({"input_ids": rows}), test=blocks["test"])
+    seen = []
+    def look(model, args, kwargs):
+        if model.training: seen.append((kwargs["labels"][:, 1:] != -100).sum().item())
+    logs = {}
+    for every in (1, 3):
+        model = families[family]()
+        if every == 1: model.register_forward_pre_hook(look, with_kwargs=True)
+        trainer = run(tmp_path/str(every), model, data, max_steps=6, logging_steps=every, per_device_train_batch_size=4//accumulate,
+                      gradient_accumulation_steps=accumulate, eval_strategy="no", save_strategy="no")
+        logs[every] = losses(trainer), losses(trainer, "train_loss")[0]
+    tokens, means = np.reshape(seen, (6, accumulate)).sum(1), np.array(logs[1][0])
+    expected = [means[i:i + 3]@tokens[i:i + 3]/tokens[i:i + 3].sum() for i in (0, 3)]
+    assert logs[3][0] == pytest.approx(expected, rel=1e-6)
+    assert logs[1][1] == logs[3][1] == pytest.approx(means@tokens/tokens.sum(), rel=1e-6)
+    assert abs(logs[3][0][0] - means[:3].mean()) > 1e-4
 
 
 def test_evaluation_reports_perplexity_and_tokens_through_the_metric(tmp_path):
