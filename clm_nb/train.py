@@ -26,7 +26,7 @@ from .perplexity import evaluating, perplexity_hooks
 from .share import HubTrainer, check_hub
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
 
-# %% ../nbs/05_train.ipynb #ea7fd27e
+# %% ../nbs/05_train.ipynb #ca5847c7
 class RunTrainer(HubTrainer):
     "`Trainer` that leaves a model card of ours"
     def create_model_card(self, *args, **kwargs): write_card(self.args.output_dir)
@@ -43,9 +43,10 @@ class _TokenMeans(RunTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         own = (inputs["labels"][..., 1:] != -100).sum()
         loss = super().training_step(model, inputs, num_items_in_batch)
-        all_tokens = torch.as_tensor(num_items_in_batch).flatten()[0]
-        if self.args.average_tokens_across_devices: all_tokens = all_tokens/self.args.world_size
-        share = all_tokens if self.model_accepts_loss_kwargs else own*self.current_gradient_accumulation_steps
+        if num_items_in_batch is None: share = own*self.current_gradient_accumulation_steps  # a mean of micro-batches
+        else:
+            devices = self.args.world_size if self.args.average_tokens_across_devices else 1
+            share = torch.as_tensor(num_items_in_batch).flatten()[0]/devices
         new = torch.stack([loss*share.to(loss.device), own.to(loss.device)])
         self.seen = {name: sums + new.to(_sum_type(loss.device)) for name, sums in self.seen.items()}
         return loss

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import datasets, numpy as np, pytest, torch
 from datasets import Dataset, DatasetDict, Features, List, Value
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, TrainingArguments, pipeline
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, TrainerCallback, TrainingArguments, pipeline
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
@@ -197,6 +197,23 @@ def test_a_loss_logged_over_several_steps_is_the_mean_over_their_tokens(family, 
     assert logs[3][0] == pytest.approx(expected, rel=1e-6)
     assert logs[1][1] == logs[3][1] == pytest.approx(means@tokens/tokens.sum(), rel=1e-6)
     assert abs(logs[3][0][0] - means[:3].mean()) > 1e-4
+
+
+class NoKeywords(GPT2LMHeadModel):
+    "A model that `Trainer` can't tell how many tokens its loss is to be divided by"
+    def forward(self, input_ids=None, attention_mask=None, labels=None):
+        return super().forward(input_ids, attention_mask=attention_mask, labels=labels)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("kind", [GPT2LMHeadModel, NoKeywords])
+def test_the_loss_of_an_epoch_is_the_float64_mean_over_its_tokens(kind, accumulate, tmp_path):
+    rows = [rng.integers(1, 400, n).tolist() for n in rng.integers(2, 40, 24)]
+    data, model = DatasetDict(train=Dataset.from_dict({"input_ids": rows})), kind(gpt2().config)
+    expected = float64_loss(model.eval(), rows)
+    trainer = run(tmp_path, model, data, learning_rate=0.0, max_steps=6, per_device_train_batch_size=4//accumulate,
+                  gradient_accumulation_steps=accumulate, logging_steps=6, eval_strategy="no", save_strategy="no")
+    assert losses(trainer) == losses(trainer, "train_loss") == pytest.approx([expected], rel=1e-6)
 
 
 def test_evaluation_reports_perplexity_and_tokens_through_the_metric(tmp_path):
