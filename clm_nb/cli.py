@@ -195,7 +195,7 @@ def demo_command(
     from clm_nb.core import finetune
     print(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
 
-# %% ../nbs/10_cli.ipynb #e8de7df5
+# %% ../nbs/10_cli.ipynb #cf3169d8
 def _source(folder) -> dict:
     "What the run in `folder` was trained on: the data's name and options, block size and seed"
     path = Path(folder or "", "run.json")
@@ -205,7 +205,14 @@ def _source(folder) -> dict:
     if not source.get("dataset_name"): return {}
     return dict(dataset_name=source["dataset_name"], block_size=run["block_size"], seed=run["seed"], **source.get("data", {}))
 
-# %% ../nbs/10_cli.ipynb #a6042a0e
+
+def _before(folder) -> dict:
+    "What the model of the run in `folder` had on the same blocks before it was trained"
+    from clm_nb.core import Perplexity
+    before = json.loads(Path(folder, "run.json").read_text()).get("before")
+    return {"before training": Perplexity(**{f.name: before[f.name] for f in fields(Perplexity)})} if before else {}
+
+# %% ../nbs/10_cli.ipynb #a24af8fa
 def perplexity_command(
     argv: list[str], # what stands behind `clm_nb perplexity`
 ):
@@ -218,12 +225,14 @@ def perplexity_command(
     how = {k: given.pop(k, v) for k, v in _defaults(PerplexityArguments).items()}
     from clm_nb.core import baselines, perplexity, prepare
     text, stride, as_json, beside = (given.pop(k, None) for k in ("text", "stride", "json", "baselines"))
-    if text is None: blocks = prepare(tokenizer=tokenizer, **(_source(model.name_or_path) | given))
+    source = _source(model.name_or_path)
+    if text is None: blocks = prepare(tokenizer=tokenizer, **(source | given))
     elif beside: parser.error("--baselines needs a data set with a training split, not --text")
     else: how |= dict(stride=stride, block_size=given.get("block_size"))
     result = perplexity(model, blocks["test"] if text is None else text, tokenizer, **how)
     if not beside: return print(json.dumps(result.to_dict()) if as_json else result)
     table = baselines(blocks, len(tokenizer), tokenizer=tokenizer)
+    if source and not given: table |= _before(model.name_or_path)
     table["this model"] = result
     print(json.dumps({name: p.to_dict() for name, p in table.items()}) if as_json else table)
 

@@ -280,10 +280,12 @@ def test_perplexity_beside_baselines(run, folder, cache):
     assert run("train", *tune, "--output_dir", folder/"run", "--max_steps", "2")[0] == 0
     status, out, err = run("perplexity", "--model_name_or_path", folder/"run", "--baselines", "--json")
     table = json.loads(out)
-    assert status == 0 and list(table) == ["uniform", "unigram", "2-gram", "3-gram", "5-gram", "this model"]
-    assert table["this model"] == json.loads((folder/"run/run.json").read_text())["after"]
+    assert status == 0 and list(table) == ["uniform", "unigram", "2-gram", "3-gram", "5-gram", "before training", "this model"]
+    told = json.loads((folder/"run/run.json").read_text())
+    assert (table["before training"], table["this model"]) == (told["before"], told["after"])
     assert len({p["tokens"] for p in table.values()}) == 1 and table["uniform"]["perplexity"] == pytest.approx(len(tiny.tokenizer()))
-    assert "this model" in run("perplexity", "--model_name_or_path", folder/"run", "--baselines")[1]
+    other = run("perplexity", "--model_name_or_path", folder/"run", "--baselines", "--block_size", "8")[1]
+    assert "this model" in other and "before training" not in other
 
 
 def test_a_token_is_not_written_down_or_printed(run, folder):

@@ -4,27 +4,15 @@ import math
 import datasets, numpy as np, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
-from clm_nb.core import finetune, flatten, group, tokenize, train, tutorial_choices
+from clm_nb.core import finetune, flatten, group, prepare, tokenize, train, tutorial_choices
+from test_preprocess import block_size, group_texts
 import tiny
 
 datasets.disable_progress_bars()
-block_size, steps, rate = 16, 20, 1e-3
+steps, rate = 20, 1e-3
 short = dict(max_steps=steps, logging_steps=1, learning_rate=rate, weight_decay=0.01, per_device_train_batch_size=8,
              eval_strategy="steps", eval_steps=steps, save_strategy="no", report_to="none", use_cpu=True,
              disable_tqdm=True)
-
-
-def group_texts(examples):
-    concatenated_examples = {k: sum(examples[k], []) for k in examples.keys()}
-    total_length = len(concatenated_examples[list(examples.keys())[0]])
-    if total_length >= block_size:
-        total_length = (total_length // block_size) * block_size
-    result = {
-        k: [t[i : i + block_size] for i in range(0, total_length, block_size)]
-        for k, t in concatenated_examples.items()
-    }
-    result["labels"] = result["input_ids"].copy()
-    return result
 
 
 def verbatim(eli5, tokenizer, model, output_dir):
@@ -130,7 +118,6 @@ def test_otherwise_the_differences_are_the_documented_ones_and_no_others(family,
                                                 (dict(remainder="drop"), False)])
 def test_each_choice_is_one_of_the_tutorials(change, same_blocks, eli5, cache, tmp_path):
     "With any one of them changed the blocks are others"
-    from clm_nb.core import prepare
     theirs = prepare(eli5, tiny.tokenizer(), block_size=block_size, **tutorial_choices)
     other = prepare(eli5, tiny.tokenizer(), block_size=block_size, **tutorial_choices | change)
     assert (theirs["train"]["input_ids"][:] == other["train"]["input_ids"][:]) == same_blocks
