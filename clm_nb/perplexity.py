@@ -105,7 +105,7 @@ def _exp(loss: float) -> float:
     "exp(loss); infinity where a float can't hold it"
     return math.inf if loss > 709 else math.exp(loss)
 
-# %% ../nbs/06_perplexity.ipynb #8ab39c31
+# %% ../nbs/06_perplexity.ipynb #8c377436
 class LossSums:
     "Running float64 sums from which a `Perplexity` comes: constant memory, and no trace of the batches"
     def __init__(self): self.rows, self.total, self.moments, self.nbytes = 0, 0, 0, None
@@ -121,7 +121,7 @@ class LossSums:
         sums = np.stack([np.where(counted, losses, 0).sum(-1), counted.sum(-1)], 1)
         sums = sums[sums[:, 1] > 0]
         self.rows, self.total = self.rows + len(sums), self.total + sums.sum(0)
-        self.moments = self.moments + sums.T@sums
+        self.moments = self.moments + (sums[:, :, None]*sums[:, None]).sum(0)  # the last digit of @ isn't always the same
         if nbytes is not None: self.nbytes = (self.nbytes or 0) + int(nbytes)
 
     def result(self) -> Perplexity:
@@ -130,7 +130,7 @@ class LossSums:
         if not self.rows: raise ValueError("There is no token to predict. Give a text of two tokens or more.")
         (nats, tokens), n = self.total.tolist(), self.rows
         contrast = np.array([1, -nats/tokens])
-        spread = max(contrast@self.moments@contrast, 0) if math.isfinite(nats) else math.nan
+        spread = max((np.outer(contrast, contrast)*self.moments).sum(), 0) if math.isfinite(nats) else math.nan
         error = math.sqrt(n/(n - 1)*spread)/tokens if n > 1 else None
         return Perplexity(nats/tokens, int(tokens), error, nats/math.log(2)/self.nbytes if self.nbytes else None)
 
