@@ -212,7 +212,7 @@ def _before(folder) -> dict:
     before = json.loads(Path(folder, "run.json").read_text()).get("before")
     return {"before training": Perplexity(**{f.name: before[f.name] for f in fields(Perplexity)})} if before else {}
 
-# %% ../nbs/10_cli.ipynb #a24af8fa
+# %% ../nbs/10_cli.ipynb #c3dfc8f7
 def perplexity_command(
     argv: list[str], # what stands behind `clm_nb perplexity`
 ):
@@ -236,7 +236,7 @@ def perplexity_command(
     table["this model"] = result
     print(json.dumps({name: p.to_dict() for name, p in table.items()}) if as_json else table)
 
-
+# %% ../nbs/10_cli.ipynb #30559c41
 def _model(given: dict) -> tuple:
     "(model, tokenizer) that the arguments name; they are taken out of `given`"
     from clm_nb.core import load_model, load_tokenizer
@@ -281,7 +281,7 @@ def cache_command(
     for kind, size in sizes.items(): print(f"{kind:<12}{size/1e6:>10,.1f} MB")
     print(f"{'all':<12}{sum(sizes.values())/1e6:>10,.1f} MB in {cache_dir()}")
 
-# %% ../nbs/10_cli.ipynb #bbb1d301
+# %% ../nbs/10_cli.ipynb #37675e7b
 _commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command, "generate": generate_command,
              "cache": cache_command}
 
@@ -295,7 +295,7 @@ def _quiet():
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
-
+# %% ../nbs/10_cli.ipynb #70ffbb91
 def main(
     argv: list[str] | None = None, # arguments; None: those of the process
 ) -> int: # exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted

@@ -79,7 +79,7 @@ def clean_config(model, tokenizer, max_new_tokens, do_sample, temperature, top_k
                               eos_token_id=stop or None, pad_token_id=pad, **options)
     return config, config.update(**kwargs)
 
-# %% ../nbs/07_generate.ipynb #c90c76b2
+# %% ../nbs/07_generate.ipynb #1a165d3d
 def _rng_states() -> list[tuple]:
     "(setter, state) of every random generator that sampling may draw from"
     import torch
@@ -88,7 +88,7 @@ def _rng_states() -> list[tuple]:
     if torch.backends.mps.is_available(): states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return states
 
-
+# %% ../nbs/07_generate.ipynb #9802fabf
 class own_rng:
     "Inside, torch draws from a state of its own, begun at `seed`; outside, from the caller's. No seed: no change"
     lock = threading.RLock()
@@ -172,11 +172,11 @@ def generate(
     texts = [p*return_full_text + job.text(i, ids) for i, (p, ids) in enumerate(zip(prompts, new))]
     return texts[0] if isinstance(prompt, str) else texts
 
-# %% ../nbs/07_generate.ipynb #cb14c69f
+# %% ../nbs/07_generate.ipynb #f0fa9859
 class _Closed(BaseException):
     "Raised in the working thread once nobody reads any more"
 
-
+# %% ../nbs/07_generate.ipynb #6382e2c2
 class _Turns:
     "A streamer for `model.generate` whose thread works only while the reader waits"
     def __init__(self): self.asked, self.given = SimpleQueue(), SimpleQueue()

@@ -392,7 +392,7 @@ class Leakage:
                   "with one that nearly is": len(self.leaked(False))}
         return "\n".join(f"{name:<30}{count:>8,}" for name, count in counts.items())
 
-# %% ../nbs/00_load.ipynb #d41e9969
+# %% ../nbs/00_load.ipynb #5ede91eb
 def leakage(
     corpus, # `DatasetDict` of records with "train" and "test"
     text_column: str | None = None, # dotted name; None: found by name
@@ -405,7 +405,7 @@ def leakage(
     leaks = [Leak(int(records[0][i]), int(records[1][j]), s, test[i] == train[j], test[i]) for i, j, s in pairs]
     return Leakage(len(corpus["test"]), leaks)
 
-
+# %% ../nbs/00_load.ipynb #c9e0b171
 def remove_leaks(
     corpus, # `DatasetDict` of records with "train" and "test"
     text_column: str | None = None, # dotted name; None: found by name
@@ -430,7 +430,7 @@ def _hub_copy(repo_id: str, repo_type: str) -> bool:
     import datasets.config
     return Path(datasets.config.HF_DATASETS_CACHE, repo_id.replace("/", "___")).is_dir()
 
-# %% ../nbs/00_load.ipynb #a26e1fcb
+# %% ../nbs/00_load.ipynb #771abd05
 def on_hub(
     repo_id: str, # "owner/name"
     repo_type: str = "model", # "model" or "dataset"
@@ -440,8 +440,8 @@ def on_hub(
     "One short question to the Hub; one clear error (`ValueError`, `PermissionError`, `ConnectionError`) within seconds"
     from huggingface_hub import HfApi
     from huggingface_hub.constants import is_offline_mode
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, \
-        RevisionNotFoundError
+    from huggingface_hub.errors import (GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError,
+                                        RevisionNotFoundError)
     try:
         if is_offline_mode(): raise ConnectionError("HF_HUB_OFFLINE is set")
         found = HfApi().repo_info(repo_id, repo_type=repo_type, revision=revision, token=token, timeout=4)
@@ -519,7 +519,7 @@ def _slice(data, split: str | None):
     taken = [parts[r.splitname].select(range(r.from_ or 0, len(parts[r.splitname]) if r.to is None else r.to)) for r in ranges]
     return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
 
-# %% ../nbs/00_load.ipynb #128b555a
+# %% ../nbs/00_load.ipynb #d4e47803
 def is_path(
     name_or_path, # what a user gave
 ) -> bool: # False: a Hub id
@@ -528,7 +528,7 @@ def is_path(
     return path.exists() or path.is_absolute() or len(path.parts) > 2 or str(name_or_path).startswith((".", "~")) \
         or path.suffix in _loaders
 
-
+# %% ../nbs/00_load.ipynb #104e3865
 def read_corpus(
     name_or_path, # Hub id, path of a file or folder, `python-docs`, or a `Dataset`/`DatasetDict`
     name: str | None = None, # configuration of a Hub data set; part ("task", "base") of `python-docs`

@@ -26,12 +26,12 @@ from .perplexity import evaluating, perplexity_hooks
 from .share import HubTrainer, check_hub
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
 
-# %% ../nbs/05_train.ipynb #ca5847c7
+# %% ../nbs/05_train.ipynb #9266342a
 class RunTrainer(HubTrainer):
     "`Trainer` that leaves a model card of ours"
     def create_model_card(self, *args, **kwargs): write_card(self.args.output_dir)
 
-
+# %% ../nbs/05_train.ipynb #626174ae
 class _TokenMeans(RunTrainer):
     "`Trainer` whose training losses, of a step and in its logs, are means over the tokens that are predicted"
     def _get_num_items_in_batch(self, batch_samples, device):
@@ -364,7 +364,7 @@ def write_run(
     new.write_text(json.dumps(known | entries, indent=2, default=str))
     new.replace(path)
 
-# %% ../nbs/05_train.ipynb #ea25123f
+# %% ../nbs/05_train.ipynb #9a68250a
 _secret = ("token", "hub_token", "push_to_hub_token")
 
 
@@ -378,7 +378,7 @@ def digest(
             for chunk in batch[name].chunks: out.update(chunk.flatten().to_numpy())
     return out.hexdigest()
 
-
+# %% ../nbs/05_train.ipynb #a81a0884
 def describe_run(
     model, # the model to be trained
     blocks, # `DatasetDict` of blocks
