@@ -156,7 +156,7 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
-# %% ../nbs/10_cli.ipynb #c2f9cbe1
+# %% ../nbs/10_cli.ipynb #21b554a7
 def train_command(
     argv: list[str], # what stands behind `clm_nb train`
 ):
@@ -178,8 +178,8 @@ def train_command(
 def _again(run_json: str, changes: dict) -> dict:
     "The arguments of an earlier run with some changes; its data is checked unless that is what changes"
     from clm_nb.core import run_arguments
-    path = Path(run_json)
-    folder, run = path.parent if path.suffix else path, run_arguments(path)
+    run, path = run_arguments(run_json), Path(run_json).expanduser().resolve()
+    folder = path if path.is_dir() else path.parent
     other_data = {"dataset_name", "block_size", "model_name_or_path", "tokenizer_name", "seed", "as_tutorial"} & set(changes)
     if other_data or changes["data"]: del run["data_digest"]
     return run | dict(output_dir=f"{folder}-again") | changes | dict(data=run["data"] | changes["data"])

@@ -239,14 +239,14 @@ def test_a_run_is_repeated_from_its_run_json_alone(run, folder, cache):
     "Another folder, the same losses, figures and samples; other flags change it; data that has changed is told"
     flags = ["--text_column", "answers.text", "--explode", "--num_train_epochs", "1", "--isolate_documents", "--seed", "7", "--learning_rate", "1e-2",
              "--per_device_train_batch_size", "2", "--logging_steps", "1", "--prompt", "The fox", "--test_size", "9"]
-    first = folder/"first"
+    first = folder/"run.v1"
     assert run("train", *tune, *flags, "--output_dir", first)[0] == 0
-    again = folder/"first-again"
-    assert run("train", "--from_run", first/"run.json")[0] == 0
+    again = folder/"run.v1-again"
+    assert run("train", "--from_run", first)[0] == 0
     told, repeated = (json.loads((f/"run.json").read_text()) for f in (first, again))
     assert losses(first) == losses(again) and len(losses(first)) > 3
     for key in ("source", "training_arguments", "data", "ledger", "before", "after", "samples"): assert told[key] == repeated[key], key
-    assert run("train", "--from_run", first, "--seed", "8", "--output_dir", folder/"other")[0] == 0
+    assert run("train", "--from_run", first/"run.json", "--seed", "8", "--output_dir", folder/"other")[0] == 0
     assert losses(folder/"other") != losses(first) and len(losses(folder/"other")) == len(losses(first))
     data = Path(told["source"]["dataset_name"])
     data.write_text(data.read_text().replace("fox", "cat"))
