@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/core.html.md"""
 # %% auto #0
 __all__ = ['tutorial_choices', 'Run', 'prepare', 'finetune', 'finish', 'run_arguments']
 
-# %% ../nbs/09_core.ipynb #82f4e135
+# %% ../nbs/09_core.ipynb #b4446481
 import json
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,11 +21,12 @@ from .group import *
 from .load import *
 from .perplexity import *
 from .share import *
+from .speed import *
 from .tokenize import *
 from .train import *
 
-# %% ../nbs/09_core.ipynb #6c286fba
-_stages = ("load", "flatten", "tokenize", "group", "collate", "train", "share", "perplexity", "baselines", "generate")
+# %% ../nbs/09_core.ipynb #14e9ba08
+_stages = ("load", "flatten", "tokenize", "group", "collate", "speed", "train", "share", "perplexity", "baselines", "generate")
 __all__ = [*globals().get("__all__", []), *(name for s in _stages for name in import_module(f"clm_nb.{s}").__all__)]
 
 # %% ../nbs/09_core.ipynb #419bb5e6

@@ -45,7 +45,7 @@ def evaluating(
     finally:
         for module in training: module.training = True
 
-# %% ../nbs/06_perplexity.ipynb #8722d32e
+# %% ../nbs/06_perplexity.ipynb #b1296e18
 def token_losses(
     model, # a causal language model, in any precision, on any device
     input_ids, # (batch, block) token ids: a tensor or equally long lists
@@ -53,6 +53,11 @@ def token_losses(
     position_ids=None, # (batch, block) that restart where a document begins, to keep the documents of a block apart
 ): # (batch, block-1) float32 tensor, nats; NaN where the token is padding, or the first of a document kept apart
     "What each token cost the model: -ln p(token | the tokens before it in the row)"
+    return _scorer(model)(input_ids, attention_mask, position_ids)
+
+
+def _checked(model, input_ids, attention_mask, position_ids) -> tuple:
+    "((batch, block) int64 ids, labels that are -100 where nothing is predicted, other arguments of the model)"
     import torch
     from clm_nb.train import check_fit
     tensor = lambda values: torch.as_tensor(values, device=model.device).long()
@@ -63,10 +68,23 @@ def token_losses(
     if (top := ids.max()) >= (size := model.config.get_text_config().vocab_size):
         raise ValueError(f"Token id {top} is beyond the model's vocabulary of {size:,}. "
                          "Use the tokenizer the model was trained with.")
-    apart = {} if positions is None else dict(position_ids=positions)
-    with evaluating(model): logits = model(ids, use_cache=False, **apart).logits  # no token sees the padding after it
-    predicted = mask[:, 1:] > 0 if positions is None else (mask*positions)[:, 1:] > 0
-    return logit_losses(logits.detach(), ids).masked_fill(~predicted, math.nan)
+    labels = ids.masked_fill((mask if positions is None else mask*positions) < 1, -100)
+    return ids, labels, dict(use_cache=False) | ({} if positions is None else dict(position_ids=positions))
+
+
+def _scorer(model, bf16: bool = False):
+    "`token_losses` of a model; how it gives losses is found out once, at the first batch"
+    import torch
+    from functools import cache
+    from clm_nb.speed import loss_forward
+    forward = cache(lambda: loss_forward(model))
+    def score(input_ids, attention_mask=None, position_ids=None):
+        ids, labels, options = _checked(model, input_ids, attention_mask, position_ids)
+        quick = forward()
+        with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, bf16):  # no token sees the padding after it
+            losses = quick(ids, labels=labels, **options).logits if quick else logit_losses(model(ids, **options).logits, labels)
+        return losses.masked_fill(labels[:, 1:] < 0, math.nan)
+    return score
 
 # %% ../nbs/06_perplexity.ipynb #75d64069
 def _figures(p) -> dict[str, str]:
@@ -230,18 +248,20 @@ def _checked_blocks(model, blocks, tokenizer, block_size: int | None, stride: in
     used = ("input_ids", "attention_mask", "position_ids")
     return _block_rows(blocks.select_columns([c for c in used if c in blocks.column_names]))
 
-# %% ../nbs/06_perplexity.ipynb #2d697396
-def _scores(model, rows: Iterator[_Row], tokenizer, batch_size: int) -> Iterator[tuple]:
+# %% ../nbs/06_perplexity.ipynb #17197bb5
+def _scores(model, rows: Iterator[_Row], tokenizer, batch_size: int, bf16: bool | None) -> Iterator[tuple]:
     "(losses, counted, bytes of the counted tokens, documents), a batch at a time"
     import numpy as np
+    from clm_nb.speed import bf16_pays, keep_freed_memory
     if batch_size < 1: raise ValueError(f"batch_size={batch_size} holds no row. Use 1 or more.")
-    sizes = None if tokenizer is None else token_bytes(tokenizer)
+    if model.device.type == "cpu": keep_freed_memory()
+    sizes, score = None if tokenizer is None else token_bytes(tokenizer), _scorer(model, bf16_pays(model) if bf16 is None else bf16)
     for batch, counted, documents in _batches(rows, batch_size):
-        losses = token_losses(model, **batch).cpu().numpy()
+        losses = score(**batch).cpu().numpy()
         nbytes = [None]*len(losses) if sizes is None else np.where(counted, sizes[batch["input_ids"][:, 1:]], 0).sum(1)
         yield losses, counted, nbytes, documents
 
-# %% ../nbs/06_perplexity.ipynb #ba96c8f3
+# %% ../nbs/06_perplexity.ipynb #863a7246
 def perplexity(
     model, # a causal language model, in any precision, on any device
     data, # a `Dataset` of blocks ("input_ids", perhaps "attention_mask"), a text, or a list of texts
@@ -250,14 +270,15 @@ def perplexity(
     stride: int | None = None, # text only: tokens the window moves on by; None: half of it
     block_size: int | None = None, # text only: tokens in the window; None: the model's context, at most 1024
     add_eos: bool = True, # text only: the token that closes a document is predicted too
+    bf16: bool | None = None, # matrix products in bf16; None: where it pays; False: in the model's own precision
 ) -> Perplexity: # with the standard error over blocks or windows
     "The exponential of the exact mean loss per predicted token"
     rows, sums = _rows(model, data, tokenizer, block_size, stride, add_eos), LossSums()
-    for losses, counted, nbytes, _ in _scores(model, rows, tokenizer, batch_size):
+    for losses, counted, nbytes, _ in _scores(model, rows, tokenizer, batch_size, bf16):
         sums.add(losses, counted, None if tokenizer is None else sum(nbytes))
     return sums.result()
 
-# %% ../nbs/06_perplexity.ipynb #68cd6d92
+# %% ../nbs/06_perplexity.ipynb #98233c87
 def document_perplexities(
     model, # a causal language model, in any precision, on any device
     data, # a list of texts, or a `Dataset` of blocks
@@ -266,11 +287,12 @@ def document_perplexities(
     stride: int | None = None, # text only: tokens the window moves on by; None: half of it
     block_size: int | None = None, # text only: tokens in the window; None: the model's context, at most 1024
     add_eos: bool = True, # text only: the token that closes a document is predicted too
+    bf16: bool | None = None, # matrix products in bf16; None: where it pays; False: in the model's own precision
 ) -> list[Perplexity]: # one per text or block, in order; loss NaN and 0 tokens where there is nothing to predict
     "The perplexity of each document by itself"
     rows = _rows(model, data, tokenizer, block_size, stride, add_eos)
     sums = [LossSums() for _ in range(1 if isinstance(data, str) else len(data))]
-    for losses, counted, nbytes, documents in _scores(model, rows, tokenizer, batch_size):
+    for losses, counted, nbytes, documents in _scores(model, rows, tokenizer, batch_size, bf16):
         for i, document in enumerate(documents): sums[document].add(losses[i:i + 1], counted[i:i + 1], nbytes[i])
     return [s.result() if s.rows else Perplexity(math.nan, 0) for s in sums]
 
@@ -309,11 +331,13 @@ def perplexity_metric(): # an `evaluate.Metric`; works offline, in constant memo
     import evaluate
     return type("PerplexityMetric", (_StreamingMetric, evaluate.Metric), {})()
 
-# %% ../nbs/06_perplexity.ipynb #097360d2
+# %% ../nbs/06_perplexity.ipynb #65000334
 def perplexity_hooks() -> dict: # `preprocess_logits_for_metrics` and `compute_metrics`
     "Arguments that make `Trainer` report the exact perplexity: `Trainer(..., **perplexity_hooks())`"
     metric = perplexity_metric()
-    def losses_only(logits, labels): return logit_losses(logits[0] if isinstance(logits, tuple) else logits, labels)
+    def losses_only(logits, labels):
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        return logit_losses(logits, labels) if logits.ndim == 3 else logits  # a model may have made losses of them itself
     def compute_metrics(prediction, compute_result=True):
         metric.add_batch(predictions=_cpu(prediction.predictions), references=_cpu(prediction.label_ids))
         if not compute_result: return {}

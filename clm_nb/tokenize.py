@@ -8,8 +8,9 @@ Docs: https://clm-nb.github.io/clm_nb/tokenize.html.md"""
 __all__ = ['train_tokenizer', 'made_once', 'load_tokenizer', 'first_line', 'local_or_hub', 'document_affixes', 'tokenizer_json',
            'tokenize_batch', 'choose_encoder', 'from_cache', 'list_length', 'tokenize', 'token_bytes']
 
-# %% ../nbs/02_tokenize.ipynb #36be843c
+# %% ../nbs/02_tokenize.ipynb #e1cbebc6
 import functools, json, logging
+from contextlib import contextmanager
 from pathlib import Path
 from .load import Ledger, cache_folder, fingerprint, is_path, made_by, on_hub, python_docs
 
@@ -112,28 +113,39 @@ def document_affixes(
     if add_eos and end is not None and suffix[-1:] != [end]: suffix = suffix + [end]
     return bos, suffix
 
-# %% ../nbs/02_tokenize.ipynb #f4f109b4
+# %% ../nbs/02_tokenize.ipynb #3f9362a7
 def tokenizer_json(
     tokenizer, # a fast tokenizer
     allow_special: bool = False, # a special token spelled out in a text is that token
 ) -> str:
     "What decides the encoding, and nothing else: no padding, no truncation, no added tokens around the text"
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    rest, model = tokenizer.backend_tokenizer.to_str().split(',"model":', 1)  # megabytes that needn't be parsed
+    spec = json.loads(rest + "}")
     spec |= dict(truncation=None, padding=None, post_processor=_text_only(spec["post_processor"]))
     if not allow_special: spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["special"]]
-    return json.dumps(spec, sort_keys=True)
+    return f'{json.dumps(spec, sort_keys=True)[:-1]}, "model":{model}'
 
 
 def _text_only(post_processor):
     "A byte-level post-processor only trims offsets; the others add tokens around a text, which is ours to do"
     return post_processor if post_processor and post_processor["type"] == "ByteLevel" else None
 
-# %% ../nbs/02_tokenize.ipynb #e9ef7465
+# %% ../nbs/02_tokenize.ipynb #a6664b1b
+@contextmanager
+def _no_gc():
+    "While many objects are made that stay, Python's garbage collector would only walk over all that torch holds"
+    import gc
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally: gc.enable() if was else None
+
+
 @functools.lru_cache(maxsize=8)
 def _encode_function(spec: str, encoder: str):
     "A function from an Arrow array of strings to (ids, offsets), made once per process"
     if encoder == "gigatoken":
-        import awkward as ak, gigatoken, pyarrow as pa
+        with _no_gc(): import awkward as ak, gigatoken, pyarrow as pa
         giga = gigatoken.Tokenizer.from_json(spec)
         def encode(texts):
             rows = giga.encode_batch(ak.from_arrow(texts.cast(pa.large_string()))).layout
@@ -168,24 +180,35 @@ def tokenize_batch(
     out[is_text] = ids[offsets[0]:offsets[-1]]
     return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(out))})
 
-# %% ../nbs/02_tokenize.ipynb #8dbcc952
+# %% ../nbs/02_tokenize.ipynb #50850b31
 def choose_encoder(
     spec: str, # `tokenizer_json` of the tokenizer
     sample: list[str], # texts to compare on
+    tokenizer=None, # the tokenizer itself, which spares making it anew from `spec`
 ) -> str: # "gigatoken", or "tokenizers" where gigatoken doesn't serve this tokenizer
     "The fastest encoder that gives the same ids as `tokenizers` on the sample; `RuntimeError` on a difference"
-    import pyarrow as pa
     try: _encode_function(spec, "gigatoken")
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as e:
         _log.warning(f"Encoding with tokenizers: gigatoken doesn't serve this tokenizer ({first_line(e)}).")
         return "tokenizers"
-    rows = [tokenize_batch(pa.table({"text": pa.array(sample, pa.string())}), spec, encoder=encoder)["input_ids"].to_pylist()
-            for encoder in ("gigatoken", "tokenizers")]
-    for text, ours, theirs in zip(sample, *rows):
+    found = _sample_ids(sample, spec, "gigatoken")
+    if tokenizer is not None and found == _plain_ids(sample, tokenizer): return "gigatoken"
+    for text, ours, theirs in zip(sample, found, _sample_ids(sample, spec, "tokenizers")):
         if ours != theirs:
             raise RuntimeError(f"gigatoken and tokenizers differ on {text[:200]!r}: {ours[:50]} and {theirs[:50]}. "
                                "Use encoder='tokenizers', and please report this text.")
     return "gigatoken"
+
+
+def _sample_ids(sample: list[str], spec: str, encoder: str) -> list[list[int]]:
+    import pyarrow as pa
+    return tokenize_batch(pa.table({"text": pa.array(sample, pa.string())}), spec, encoder=encoder)["input_ids"].to_pylist()
+
+
+def _plain_ids(sample: list[str], tokenizer) -> list[list[int]] | None:
+    "The ids as the tokenizer itself gives them; None where a text spells a special token, which it may read otherwise"
+    if any(special in text for special in tokenizer.all_special_tokens for text in sample): return None
+    return [e.ids for e in tokenizer.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)]
 
 # %% ../nbs/02_tokenize.ipynb #cc781266
 def _tokens_key(documents, spec: str, prefix, suffix, encoder: str) -> str:
@@ -211,7 +234,7 @@ def list_length(
     batches = dataset.with_format("arrow").iter(10_000)
     return sum(pc.sum(pc.list_value_length(b["input_ids"])).as_py() or 0 for b in batches)
 
-# %% ../nbs/02_tokenize.ipynb #d5664a11
+# %% ../nbs/02_tokenize.ipynb #f0e9efe7
 def tokenize(
     documents, # `DatasetDict` with a column "text", from `flatten`
     tokenizer, # a fast tokenizer, from `load_tokenizer`
@@ -233,7 +256,7 @@ def tokenize(
         path = cache_folder("tokens")/f"{key}.arrow"
         if path.exists(): out[split] = from_cache(path)
         else:
-            chosen = choose_encoder(spec, docs[::len(docs)//32 + 1]["text"]) if encoder == "auto" else encoder
+            chosen = choose_encoder(spec, docs[::len(docs)//32 + 1]["text"], tokenizer) if encoder == "auto" else encoder
             how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
             new = docs.with_format("arrow").map(
                 tokenize_batch, batched=True, batch_size=batch_size, fn_kwargs=how, remove_columns=docs.column_names,

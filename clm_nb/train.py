@@ -6,11 +6,11 @@ Docs: https://clm-nb.github.io/clm_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['embedded_shape', 'pretraining', 'embedded_finetuning', 'RunTrainer', 'CausalTrainer', 'load_config', 'context_length',
-           'check_fit', 'check_isolation', 'MuonAdamW', 'load_model', 'device_and_precision', 'training_settings',
-           'training_arguments', 'keep_freed_memory', 'loss_curve', 'notebook_shell', 'LiveLoss', 'rows_per_step',
+           'check_fit', 'check_isolation', 'MuonAdamW', 'load_model', 'training_settings', 'fit_batch',
+           'training_arguments', 'loss_curve', 'notebook_shell', 'Throughput', 'LiveLoss', 'rows_per_step',
            'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card', 'make_trainer', 'save_run', 'train']
 
-# %% ../nbs/05_train.ipynb #4383ba36
+# %% ../nbs/05_train.ipynb #6618bcce
 import copy, hashlib, json, os, platform, re, sys, time
 import torch
 from importlib.metadata import version
@@ -18,18 +18,23 @@ from itertools import islice
 from pathlib import Path
 from transformers import DataCollatorForLanguageModeling, GPT2Config, PrinterCallback, Trainer, TrainerCallback, \
     TrainingArguments
-from .collate import CausalCollator
+from .collate import BlockRows, CausalCollator
 from .flatten import flatten
 from .group import group
 from .load import Ledger, fingerprint, ledger_to_dict, load_corpus, made_by
 from .perplexity import evaluating, perplexity_hooks
 from .share import HubTrainer, check_hub
+from .speed import device_and_precision, fused_loss, keep_freed_memory, matmul_rate, training_flops
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
 
-# %% ../nbs/05_train.ipynb #9266342a
+# %% ../nbs/05_train.ipynb #ded20335
 class RunTrainer(HubTrainer):
-    "`Trainer` that leaves a model card of ours"
+    "`Trainer` that leaves a model card of ours, and the model in its own precision again"
     def create_model_card(self, *args, **kwargs): write_card(self.args.output_dir)
+
+    def train(self, *args, **kwargs):
+        try: return super().train(*args, **kwargs)
+        finally: self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
 # %% ../nbs/05_train.ipynb #626174ae
 class _TokenMeans(RunTrainer):
@@ -60,15 +65,23 @@ class _TokenMeans(RunTrainer):
 
 def _sum_type(device): return torch.float32 if device.type == "mps" else torch.float64  # the best that the device has
 
-# %% ../nbs/05_train.ipynb #7cffd954
+# %% ../nbs/05_train.ipynb #a05976c1
 class CausalTrainer(_TokenMeans):
     "`Trainer` whose losses are means over the tokens that are predicted, for every causal model"
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **perplexity_hooks(), **kwargs)
         self.args.batch_eval_metrics = True  # no logits and no losses are kept
 
+    fused = False  # whether the model gives losses in the place of logits
+
+    def train(self, *args, **kwargs):
+        with fused_loss(self.model) as self.fused:
+            try: return super().train(*args, **kwargs)
+            finally: self.fused = False
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        labels = self._prepare_input(inputs.pop("labels"))  # the model needn't compute a second loss
+        labels = self._prepare_input(inputs["labels"])
+        if not self.fused: inputs.pop("labels")  # the model needn't compute a second loss
         return None, super().prediction_step(model, inputs, False, ignore_keys)[1], labels
 
     def evaluation_loop(self, *args, metric_key_prefix: str = "eval", **kwargs):
@@ -219,14 +232,6 @@ def load_model(
     except (OSError, ValueError, SafetensorError) as e:
         raise ValueError(f"{name_or_path} holds no causal language model that can be loaded: {first_line(e)}") from e
 
-# %% ../nbs/05_train.ipynb #b782e90f
-def device_and_precision() -> tuple[str, bool]: # ("cuda", "mps" or "cpu"; whether bf16 pays there)
-    "Where training runs on this machine, and whether in mixed precision"
-    if torch.cuda.is_available(): return "cuda", torch.cuda.is_bf16_supported(including_emulation=False)
-    if torch.backends.mps.is_available(): return "mps", False
-    has = getattr(torch.cpu, "get_capabilities", dict)()
-    return "cpu", any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
 # %% ../nbs/05_train.ipynb #d4cdae30
 def training_settings(
     **kwargs, # any field of `TrainingArguments`
@@ -237,6 +242,35 @@ def training_settings(
     ours = dict(report_to="none", logging_steps=0.01, save_strategy="epoch", save_total_limit=1, use_cpu=device == "cpu",
                 bf16=bf16 and not kwargs.get("fp16"), dataloader_pin_memory=device == "cuda")
     return tutorial | ours | kwargs
+
+# %% ../nbs/05_train.ipynb #164b12b9
+def _fits(model, rows: int, args, block_size: int) -> bool:
+    "Whether a step on so many rows goes into memory, beside the two numbers a weight that AdamW will keep"
+    ids = torch.zeros((rows, block_size), dtype=torch.long, device=model.device)
+    precision = torch.autocast(model.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16)
+    training = model.training
+    try:
+        kept = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
+        with torch.random.fork_rng(), fused_loss(model.train()), precision: model(input_ids=ids, labels=ids).loss.backward()
+        return True
+    except torch.OutOfMemoryError: return False
+    finally:
+        kept = None
+        model.train(training).zero_grad()
+        if model.device.type == "cuda": torch.cuda.empty_cache()
+
+
+def fit_batch(
+    model, # on the device it is to be trained on
+    args: TrainingArguments, # its batch size and gradient accumulation are set; their product stays
+    block_size: int, # tokens per row
+):
+    "The largest part of a batch that fits into memory; `ValueError` if no single row does"
+    rows = args.per_device_train_batch_size*args.gradient_accumulation_steps
+    sizes = (n for n in range(rows, 0, -1) if rows % n == 0)
+    size = next((n for n in sizes if _fits(model, n, args, block_size)), None)
+    if size is None: raise ValueError(f"Not even one row of {block_size} tokens fits into memory. Use a smaller block_size or model.")
+    args.per_device_train_batch_size, args.gradient_accumulation_steps = size, rows//size
 
 # %% ../nbs/05_train.ipynb #f1524d90
 def training_arguments(
@@ -256,14 +290,6 @@ def training_arguments(
         raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint}: there is no checkpoint in {found or output_dir}. "
                          "Name a checkpoint folder, or leave it out.")
     return TrainingArguments(str(output_dir), **settings)
-
-# %% ../nbs/05_train.ipynb #d27fba79
-def keep_freed_memory():
-    "Let glibc keep what a training step frees; without effect on other systems"
-    import ctypes
-    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"): return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # names and numbers of glibc's malloc.h
-    for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)): libc.mallopt(option, value)
 
 # %% ../nbs/05_train.ipynb #4c27e239
 def loss_curve(
@@ -291,12 +317,11 @@ def notebook_shell() -> str | None: # "live": figures can be updated; "static": 
     if shell is None or type(shell).__name__ == "TerminalInteractiveShell": return None
     return "live" if hasattr(shell, "kernel") else "static"
 
-# %% ../nbs/05_train.ipynb #fab68839
-class LiveLoss(TrainerCallback):
-    "A loss curve that grows in a notebook, a line with loss and speed in a terminal"
-    def __init__(self, tokens_per_row: int, show: bool = True):
-        self.tokens_per_row, self.shell, self.show = tokens_per_row, notebook_shell(), show
-        self.seconds, self.steps, self.rate, self.drawn, self.bar, self.figure = 0.0, 0, 0.0, 0.0, None, None
+# %% ../nbs/05_train.ipynb #75b57cda
+class Throughput(TrainerCallback):
+    "Tokens per second, and which share of what the machine's matrix products reach that is"
+    def __init__(self, tokens_per_row: int):
+        self.tokens_per_row, self.seconds, self.steps, self.rate, self.utilisation = tokens_per_row, 0.0, 0, 0.0, 0.0
 
     def on_step_begin(self, args, state, control, **kwargs): self.start = time.perf_counter()
 
@@ -304,6 +329,26 @@ class LiveLoss(TrainerCallback):
         self.seconds += time.perf_counter() - self.start
         self.steps += 1
         self.rate = self.steps*rows_per_step(args)*self.tokens_per_row/self.seconds
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):
+        self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+        if state.is_world_process_zero:
+            reached = self.rate*training_flops(model, self.tokens_per_row)
+            self.utilisation = reached/(matmul_rate(args.device.type, self.dtype)*args.world_size)
+
+    def __str__(self):
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.rate:,.0f} tokens/s, {self.utilisation:.0%} of what matrix products in {kind} reach here"
+
+# %% ../nbs/05_train.ipynb #1bd1527a
+class LiveLoss(Throughput):
+    "A loss curve that grows in a notebook, a line with loss and speed in a terminal"
+    def __init__(self, tokens_per_row: int, show: bool = True):
+        super().__init__(tokens_per_row)
+        self.shell, self.show, self.drawn, self.bar, self.figure = notebook_shell(), show, 0.0, None, None
+
+    def on_step_end(self, args, state, *rest, **kwargs):
+        super().on_step_end(args, state, *rest, **kwargs)
         if self.bar: self.bar.update(state.global_step - self.bar.n)
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -317,9 +362,11 @@ class LiveLoss(TrainerCallback):
         if self.bar and seen: self.bar.set_postfix(seen | {"tokens/s": f"{self.rate:,.0f}"})
         if self.show and self.shell == "live" and time.perf_counter() - self.drawn > 1: self.draw(state.log_history)
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args, state, *rest, **kwargs):
+        super().on_train_end(args, state, *rest, **kwargs)
         if self.bar: self.bar.close()
         elif self.show: self.draw(state.log_history)
+        if self.show: print(self, file=sys.stdout if self.shell else sys.stderr)
 
     def draw(self, history):
         "Show the curve, or put the new one in the place of the old"
@@ -420,7 +467,7 @@ def write_card(
         "![Loss](loss.png)", "", "## Settings", "", "```json", settings, "```", ""])
     (folder/"README.md").write_text(text, encoding="utf-8")
 
-# %% ../nbs/05_train.ipynb #7e5f222b
+# %% ../nbs/05_train.ipynb #f0ff133f
 def make_trainer(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -431,7 +478,7 @@ def make_trainer(
     exact_loss: bool = True, # False: labels and loss as the tutorial's collator and `Trainer` make them
 ) -> RunTrainer:
     "A `Trainer` that is ready to go"
-    rows = {split: part.with_format("numpy") for split, part in blocks.items()}
+    rows = {split: BlockRows.of(part) for split, part in blocks.items()} if exact_loss else blocks
     live = LiveLoss(len(blocks["train"][0]["input_ids"]), show=not args.disable_tqdm)
     args.disable_tqdm = True
     kind, collator = (CausalTrainer, CausalCollator(_padding(tokenizer))) if exact_loss else (RunTrainer, _masks_eos(tokenizer))
@@ -451,7 +498,7 @@ def _masks_eos(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
-# %% ../nbs/05_train.ipynb #02f48a71
+# %% ../nbs/05_train.ipynb #8f2530ff
 def save_run(
     trainer: Trainer, # after training
 ):
@@ -463,11 +510,12 @@ def save_run(
             trainer.save_model(new, _internal_call=True)  # an outer call would push
             for file in Path(new).iterdir(): file.replace(folder/file.name)
         write_run(folder, status="trained", steps=trainer.state.global_step, log_history=trainer.state.log_history,
-                  tokens_per_second=round(trainer.live.rate), train_seconds=round(trainer.live.seconds, 1))
+                  tokens_per_second=round(trainer.live.rate), utilisation=round(trainer.live.utilisation, 3),
+                  train_seconds=round(trainer.live.seconds, 1))
         loss_curve(trainer.state.log_history).savefig(folder/"loss.png", dpi=150)
         write_card(folder)
 
-# %% ../nbs/05_train.ipynb #e55bd62d
+# %% ../nbs/05_train.ipynb #f180a7e5
 def train(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -491,13 +539,14 @@ def train(
     if push and args.push_to_hub: check_hub(args.hub_token)
     if args.eval_strategy != "no" and "test" not in blocks:
         raise ValueError("blocks have no 'test' split to evaluate on. Give one, or eval_strategy='no'.")
+    if args.device.type == "cuda": fit_batch(model.to(args.device), args, len(blocks["train"][0]["input_ids"]))
     trainer = make_trainer(model, blocks, tokenizer, args, callbacks, optimizer, exact_loss)
     if trainer.is_world_process_zero():
         description = describe_run(model, blocks, settings, ledger, source)
         write_run(folder, new_run=True, status="training", exact_loss=exact_loss, **description)
     if args.device.type == "cpu": keep_freed_memory()
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()  # from now on in its own precision again
+    model.eval()
     save_run(trainer)
     if push and args.push_to_hub: trainer.push_to_hub()
     return trainer
