@@ -10,13 +10,14 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lab docs prepare lock
+.PHONY: help demo test lab docs bench prepare lock
 
 help:
 	@echo "make demo     fine-tune a small model on this machine: no account or GPU, no network beyond the installation"
 	@echo "make test     execute every notebook and run the tests"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make docs     build the docs site into _docs (with Quarto; without it, a plain preview)"
+	@echo "make bench    measure clm_nb and its peers side by side into benchmarks/RESULTS.md (SCALE=2: more; ONLY=generation: one group)"
 	@echo "make prepare  after editing notebooks: export the modules, clean the notebooks, write README.md"
 	@echo "make lock     write constraints.txt from the newest versions that settings.ini allows"
 	@echo "Each makes $(VENV) when it is missing, with PYTHON=$(PYTHON)."
@@ -42,6 +43,10 @@ docs: $(VENV)/dev.stamp
 	@echo "== docs: the site, into _docs/"
 	@$(BIN)/python tools/docs.py site
 
+bench: $(VENV)/bench.stamp
+	@echo "== bench: ours and the peers in turns, 10 to 15 minutes on two cores (SCALE= multiplies, ONLY= picks groups)"
+	@$(BIN)/python benchmarks/run.py --scale '$(or $(SCALE),1)' --only '$(ONLY)'
+
 prepare: $(VENV)/dev.stamp
 	@echo "== prepare: Colab links, exported modules, cleaned notebooks, README.md"
 	@$(BIN)/python tools/docs.py colab
@@ -50,9 +55,9 @@ prepare: $(VENV)/dev.stamp
 	@$(BIN)/python tools/docs.py readme
 
 lock:
-	@echo "== lock: installing '.[dev]' into a new environment and writing constraints.txt"
+	@echo "== lock: installing '.[dev,bench]' into a new environment and writing constraints.txt"
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
 	@{ grep '^#' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude clm_nb --exclude pip \
 	   | grep '==' | sed 's/+[a-z0-9.]*$$//'; } > $(VENV)-lock/constraints.txt
 	@mv $(VENV)-lock/constraints.txt constraints.txt && rm -rf $(VENV)-lock
@@ -71,4 +76,9 @@ $(VENV)/runtime.stamp: $(METADATA) | $(BIN)/python
 $(VENV)/dev.stamp: $(METADATA) | $(BIN)/python
 	@echo "== $(VENV): installing clm_nb and what developing it needs (a few minutes the first time)"
 	@$(INSTALL) --editable '.[dev]'
+	@touch $(VENV)/runtime.stamp $@
+
+$(VENV)/bench.stamp: $(METADATA) | $(BIN)/python
+	@echo "== $(VENV): installing clm_nb and the peers it is measured against (a few minutes the first time)"
+	@$(INSTALL) --editable '.[bench]'
 	@touch $(VENV)/runtime.stamp $@

@@ -53,7 +53,7 @@ def test_one_version(ini):
 
 def test_constraints_pin_every_requirement(ini):
     pinned = pins()
-    for req in map(Requirement, lines(ini["requirements"]) + lines(ini["dev_requirements"])):
+    for req in map(Requirement, lines(ini["requirements"]) + lines(ini["dev_requirements"]) + lines(ini["bench_requirements"])):
         pin = pinned[canonicalize_name(req.name)]
         spec, = pin.specifier
         assert req.specifier.contains(spec.version, prereleases=True), f"constraints.txt: {pin} is outside of {req}"
@@ -100,8 +100,10 @@ def test_wheel_metadata(ini, wheel):
     reqs = list(map(Requirement, meta.get_all("Requires-Dist")))
     expected = lambda key: {str(Requirement(o)) for o in lines(ini[key])}
     assert {str(r) for r in reqs if not r.marker} == expected("requirements")
-    assert {str(r).partition(";")[0].strip() for r in reqs if r.marker} == expected("dev_requirements")
-    assert {str(r.marker) for r in reqs if r.marker} == {'extra == "dev"'}
+    for extra in ("dev", "bench"):
+        found = {str(r).partition(";")[0].strip() for r in reqs if str(r.marker) == f'extra == "{extra}"'}
+        assert found == expected(f"{extra}_requirements")
+    assert {str(r.marker) for r in reqs if r.marker} == {'extra == "dev"', 'extra == "bench"'}
     entry = configparser.ConfigParser()
     entry.read(info/"entry_points.txt")
     assert dict(entry["console_scripts"]) == {"clm_nb": "clm_nb.cli:main"}
