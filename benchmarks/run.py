@@ -168,7 +168,7 @@ def on_a_gpu(scale: float, work: Path):
 
 def perplexities(scale: float, work: Path):
     "The perplexity of a split"
-    for model, name, blocks in (("distilgpt2", "distilgpt2's shape", 24), ("embedded", "the embedded model", 200)):
+    for model, name, blocks in (("distilgpt2", "distilgpt2's shape", 64), ("embedded", "the embedded model", 200)):
         variants, blocks = dict(ours=2, trainer=2, float32=1), max(8, round(blocks*scale))
         runs = side_by_side("perplexity", variants, model=model, blocks=blocks)
         what = f"{name}, {report.median(runs['ours'], 'blocks'):.0f} blocks of 128"

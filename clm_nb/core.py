@@ -7,11 +7,12 @@ Docs: https://clm-nb.github.io/clm_nb/core.html.md"""
 # %% auto #0
 __all__ = ['tutorial_choices', 'Run', 'prepare', 'finetune', 'finish', 'run_arguments']
 
-# %% ../nbs/09_core.ipynb #b4446481
+# %% ../nbs/09_core.ipynb #025f71e2
 import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from time import perf_counter
 from transformers import GPT2Config
 from .baselines import *
 from .collate import *
@@ -29,7 +30,7 @@ from .train import *
 _stages = ("load", "flatten", "tokenize", "group", "collate", "speed", "train", "share", "perplexity", "baselines", "generate")
 __all__ = [*globals().get("__all__", []), *(name for s in _stages for name in import_module(f"clm_nb.{s}").__all__)]
 
-# %% ../nbs/09_core.ipynb #419bb5e6
+# %% ../nbs/09_core.ipynb #2b0cd915
 @dataclass(repr=False)
 class Run:
     "Everything a fine-tuning made: models and data to go on with, figures and texts to look at"
@@ -44,22 +45,28 @@ class Run:
     prompt: str # what the samples continue
     sample_before: str # the model's text before training, prompt included
     sample: str # and after
+    seconds: dict # what was done → how long it took
 
     def __repr__(self):
         return "\n".join([str(self.ledger), "", "Perplexity of the held-out blocks", f"  before  {self.before}",
                           f"  after   {self.after}", "", f"The prompt {self.prompt!r}, continued", "  before:",
                           _indent(self.sample_before), "  after:", _indent(self.sample), "",
-                          f"Run folder: {self.output_dir}", *_pushed(self.trainer)])
+                          f"Where the time went: {_times(self.seconds)}", f"Run folder: {self.output_dir}",
+                          *_pushed(self.trainer)])
 
     def _repr_html_(self):
         from html import escape
         rows = "".join(f"<tr><th>{name}</th><td>{p.loss:.4f}</td><td>{p.perplexity:.2f}</td><td><pre>{escape(text)}</pre></td></tr>"
                        for name, p, text in (("before", self.before, self.sample_before), ("after", self.after, self.sample)))
-        return (f"<p>{_counted(self.ledger)}. Run folder: <code>{escape(str(self.output_dir))}</code></p><table><tr><th></th>"
+        return (f"<p>{_counted(self.ledger)}. Run folder: <code>{escape(str(self.output_dir))}</code></p>"
+                f"<p>Where the time went: {_times(self.seconds)}.</p><table><tr><th></th>"
                 f"<th>loss</th><th>perplexity</th><th>sample</th></tr>{rows}</table>{_picture(self.trainer.state.log_history)}"
                 f"<details><summary>token ledger</summary><pre>{escape(str(self.ledger))}</pre></details>")
 
-# %% ../nbs/09_core.ipynb #ac65741b
+# %% ../nbs/09_core.ipynb #6fe765f1
+def _times(seconds: dict) -> str: return ", ".join(f"{what} {time:.1f} s" for what, time in seconds.items())
+
+
 def _indent(text: str) -> str: return "\n".join(f"    {line}" for line in text.splitlines())
 
 
@@ -149,7 +156,14 @@ def _check_data(blocks, expected: dict):
             raise ValueError(f"The {split} blocks are not those of the run to be repeated: the data, or what reads it, "
                              "has changed. Restore it, or train anew without --from_run.")
 
-# %% ../nbs/09_core.ipynb #8ea52555
+# %% ../nbs/09_core.ipynb #77b92f10
+class _Clock(dict):
+    "What was done → seconds since the note before"
+    def __init__(self): self.last = perf_counter()
+
+    def note(self, what: str): self[what], self.last = perf_counter() - self.last, perf_counter()
+
+# %% ../nbs/09_core.ipynb #2dd00763
 def finetune(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     model_name_or_path: str | None = None, # Hub id or folder; None: `python-docs-gpt2`, unless there is a config
@@ -183,25 +197,30 @@ def finetune(
     data["dataset_revision"] = _pinned(dataset_name, "dataset", data.get("dataset_revision"), token)
     make = lambda: load_model(model_name, config_name, tokenizer=tokenizer, seed=seed, revision=revision, token=token)
     if data.get("isolate_documents") and model_name != "python-docs-gpt2": check_isolation(make())  # before the data is read
-    ledger = Ledger()
+    clock, ledger = _Clock(), Ledger()
     blocks = prepare(dataset_name, tokenizer, block_size=block_size, seed=seed, token=token, ledger=ledger, **data)
     _check_data(blocks, data_digest or {})
+    clock.note("data")
     model = make()
+    clock.note("model")
     prompt = prompt or tokenizer.decode(blocks["test"][0]["input_ids"][:8], skip_special_tokens=True) or " "
     length = int(min(max_new_tokens, room - 8))
     look = lambda: (perplexity(model, blocks["test"], tokenizer),
                     generate(model, tokenizer, prompt, length, temperature=0.6, seed=seed))
     before, sample_before = look()
+    clock.note("before")
     source = dict(dataset_name=_named(dataset_name), model_name_or_path=_named(model_name), config_name=_named(config_name),
                   tokenizer_name=_named(tokenizer_name), revision=revision, data=data, prompt=prompt,
                   max_new_tokens=max_new_tokens, exact_loss=exact_loss)
     trainer = train(model, blocks, tokenizer, output_dir, check_ledger(ledger), source, exact_loss=exact_loss, push=False,
                     seed=seed, resume_from_checkpoint=resume_from_checkpoint, **training_args)
+    clock.note("training")
     after, sample = look()
+    clock.note("after")
     return finish(Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before,
-                      sample))
+                      sample, clock))
 
-# %% ../nbs/09_core.ipynb #8a4e5b06
+# %% ../nbs/09_core.ipynb #57c15ca7
 def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
     return thing if isinstance(thing, str) else str(thing) if isinstance(thing, Path) else None
@@ -212,7 +231,7 @@ def finish(
 ) -> Run:
     "Write figures and samples into the run folder, and push them where the run was pushed"
     if run.trainer.is_world_process_zero():
-        write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(),
+        write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(), seconds=run.seconds,
                   samples=dict(prompt=run.prompt, before=run.sample_before, after=run.sample))
         write_card(run.output_dir)
     if run.trainer.args.push_to_hub: run.trainer.push_to_hub()

@@ -8,13 +8,13 @@ Docs: https://clm-nb.github.io/clm_nb/perplexity.html.md"""
 __all__ = ['logit_losses', 'evaluating', 'token_losses', 'Perplexity', 'LossSums', 'windows', 'perplexity',
            'document_perplexities', 'perplexity_metric', 'perplexity_hooks']
 
-# %% ../nbs/06_perplexity.ipynb #adcca54d
+# %% ../nbs/06_perplexity.ipynb #25d3a51d
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from .tokenize import document_affixes, token_bytes, tokenize_batch, tokenizer_json
+from .tokenize import document_affixes, list_length, token_bytes, tokenize_batch, tokenizer_json
 
 # %% ../nbs/06_perplexity.ipynb #80d1dadc
 def logit_losses(
@@ -248,20 +248,20 @@ def _checked_blocks(model, blocks, tokenizer, block_size: int | None, stride: in
     used = ("input_ids", "attention_mask", "position_ids")
     return _block_rows(blocks.select_columns([c for c in used if c in blocks.column_names]))
 
-# %% ../nbs/06_perplexity.ipynb #17197bb5
-def _scores(model, rows: Iterator[_Row], tokenizer, batch_size: int, bf16: bool | None) -> Iterator[tuple]:
+# %% ../nbs/06_perplexity.ipynb #cdcec319
+def _scores(model, rows: Iterator[_Row], tokenizer, batch_size: int, bf16: bool) -> Iterator[tuple]:
     "(losses, counted, bytes of the counted tokens, documents), a batch at a time"
     import numpy as np
-    from clm_nb.speed import bf16_pays, keep_freed_memory
+    from clm_nb.speed import keep_freed_memory
     if batch_size < 1: raise ValueError(f"batch_size={batch_size} holds no row. Use 1 or more.")
     if model.device.type == "cpu": keep_freed_memory()
-    sizes, score = None if tokenizer is None else token_bytes(tokenizer), _scorer(model, bf16_pays(model) if bf16 is None else bf16)
+    sizes, score = None if tokenizer is None else token_bytes(tokenizer), _scorer(model, bf16)
     for batch, counted, documents in _batches(rows, batch_size):
         losses = score(**batch).cpu().numpy()
         nbytes = [None]*len(losses) if sizes is None else np.where(counted, sizes[batch["input_ids"][:, 1:]], 0).sum(1)
         yield losses, counted, nbytes, documents
 
-# %% ../nbs/06_perplexity.ipynb #863a7246
+# %% ../nbs/06_perplexity.ipynb #a82b24ff
 def perplexity(
     model, # a causal language model, in any precision, on any device
     data, # a `Dataset` of blocks ("input_ids", perhaps "attention_mask"), a text, or a list of texts
@@ -270,15 +270,17 @@ def perplexity(
     stride: int | None = None, # text only: tokens the window moves on by; None: half of it
     block_size: int | None = None, # text only: tokens in the window; None: the model's context, at most 1024
     add_eos: bool = True, # text only: the token that closes a document is predicted too
-    bf16: bool | None = None, # matrix products in bf16; None: where it pays; False: in the model's own precision
+    bf16: bool | None = None, # matrix products in bf16; None: where it pays, for 4,096 tokens or more in blocks
 ) -> Perplexity: # with the standard error over blocks or windows
     "The exponential of the exact mean loss per predicted token"
+    from clm_nb.speed import bf16_pays
     rows, sums = _rows(model, data, tokenizer, block_size, stride, add_eos), LossSums()
+    if bf16 is None: bf16 = hasattr(data, "column_names") and bf16_pays(model) and list_length(data) >= 4096
     for losses, counted, nbytes, _ in _scores(model, rows, tokenizer, batch_size, bf16):
         sums.add(losses, counted, None if tokenizer is None else sum(nbytes))
     return sums.result()
 
-# %% ../nbs/06_perplexity.ipynb #98233c87
+# %% ../nbs/06_perplexity.ipynb #abb61d89
 def document_perplexities(
     model, # a causal language model, in any precision, on any device
     data, # a list of texts, or a `Dataset` of blocks
@@ -287,7 +289,7 @@ def document_perplexities(
     stride: int | None = None, # text only: tokens the window moves on by; None: half of it
     block_size: int | None = None, # text only: tokens in the window; None: the model's context, at most 1024
     add_eos: bool = True, # text only: the token that closes a document is predicted too
-    bf16: bool | None = None, # matrix products in bf16; None: where it pays; False: in the model's own precision
+    bf16: bool = False, # matrix products in bf16: faster, and off by up to a per cent for a short text
 ) -> list[Perplexity]: # one per text or block, in order; loss NaN and 0 tokens where there is nothing to predict
     "The perplexity of each document by itself"
     rows = _rows(model, data, tokenizer, block_size, stride, add_eos)

@@ -149,13 +149,16 @@ def check_isolation(
         raise ValueError(f"{type(model).__name__} can't keep the documents of a block apart: it ignores the borders in "
                          "position_ids. Use isolate_documents=False, or another model.")
 
-# %% ../nbs/05_train.ipynb #8a8440bb
+# %% ../nbs/05_train.ipynb #24b3f631
 embedded_shape = dict(vocab_size=4096, n_positions=128, n_embd=256, n_layer=4, n_head=4,
                       activation_function="gelu_pytorch_tanh", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 pretraining = dict(learning_rate=3e-3, lr_scheduler_type="cosine", warmup_steps=0.05, weight_decay=0.1,
                    per_device_train_batch_size=16, num_train_epochs=3.4, save_strategy="no", eval_strategy="no")
-embedded_finetuning = dict(learning_rate=3e-4, warmup_steps=0.05, weight_decay=0.1, per_device_train_batch_size=4,
+embedded_finetuning = dict(learning_rate=5e-4, warmup_steps=0.05, weight_decay=0.1, per_device_train_batch_size=8,
                            num_train_epochs=3)
+
+
+_short_rows = dict(attn_implementation="eager")  # faster on a CPU than sdpa, at 128 tokens
 
 # %% ../nbs/05_train.ipynb #395b6b84
 class MuonAdamW(torch.optim.Optimizer):
@@ -182,13 +185,13 @@ class MuonAdamW(torch.optim.Optimizer):
             part.state, part.param_groups = self.state, list(islice(groups, len(part.param_groups)))
             part.step()
 
-# %% ../nbs/05_train.ipynb #9e18bd81
+# %% ../nbs/05_train.ipynb #55356473
 def _pretrain(folder: Path, tokenizer, blocks):
     "Train the embedded model from scratch into `folder`"
     note = "Pre-training the embedded model on the standard library's docstrings, once: about two minutes on two cores."
     print(note, file=sys.stderr)
     config = GPT2Config(**embedded_shape, **_special_ids(tokenizer))
-    model = load_model(config=config, attn_implementation="eager")  # faster than sdpa on a CPU, for rows this short
+    model = load_model(config=config, **_short_rows)
     model.config.update(dict(resid_pdrop=0.1, embd_pdrop=0.1))  # saved for fine-tuning; this model was built without
     optimizer = MuonAdamW(model, pretraining["learning_rate"], adamw_lr=5e-3, weight_decay=pretraining["weight_decay"])
     train(model, blocks, tokenizer, folder, optimizer=optimizer, disable_tqdm=bool(notebook_shell()), **pretraining)
@@ -207,7 +210,7 @@ def _embedded_model() -> Path:
                       version("transformers"), device_and_precision()[1])
     return made_once("models", key, lambda folder: _pretrain(folder, tokenizer, blocks))
 
-# %% ../nbs/05_train.ipynb #ed359406
+# %% ../nbs/05_train.ipynb #4241c092
 def load_model(
     name_or_path=None, # Hub id, folder, or `python-docs-gpt2`; None: from scratch
     config_name=None, # Hub id or folder of a config, for a model from scratch
@@ -226,7 +229,10 @@ def load_model(
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return AutoModelForCausalLM.from_config(config, **kwargs).eval()
-    name = _embedded_model() if str(name_or_path) == "python-docs-gpt2" else name_or_path
+    name = name_or_path
+    if str(name) == "python-docs-gpt2":
+        name = _embedded_model()
+        if device_and_precision()[0] == "cpu": kwargs = _short_rows | kwargs
     kwargs = dict(dtype=torch.float32, use_safetensors=True) | kwargs | local_or_hub(name, revision, token)
     try: return AutoModelForCausalLM.from_pretrained(name, **kwargs)
     except (OSError, ValueError, SafetensorError) as e:
