@@ -242,12 +242,11 @@ def case_generate(variant: str, prompts: int = 16, new: int = 100, repeats: int 
         generate=model_generate)[variant]
     result = dict(seconds=often(lambda: run(texts, new), repeats, warm_up=lambda: run(texts, 4)))
     if prompts > 1 or variant not in ("ours", "generate"): return result
-    pieces = []  # a stream is closed after the time, with this list
+    from contextlib import closing
 
     def first():
         if variant == "generate": return model_generate(texts, 1)
-        pieces.append(stream(net, tokenizer, texts[0], **sampling))
-        return next(pieces[-1])
+        with closing(stream(net, tokenizer, texts[0], **sampling)) as pieces: return next(pieces)
     return result | dict(first=often(first, 10, warm_up=first))
 
 

@@ -37,7 +37,7 @@ class CausalCollator:
         for line, row in zip(out, rows): line[:len(row["input_ids"])] = row.get(name, 1)
         return out
 
-# %% ../nbs/04_collate.ipynb #23f9de35
+# %% ../nbs/04_collate.ipynb #4ab9b4b7
 class BlockRows:
     "Blocks, as a PyTorch dataset whose rows are NumPy views of the memory-mapped file"
     def __init__(self,
@@ -47,7 +47,7 @@ class BlockRows:
     def _open(self):
         "One array of shape (rows, block) for each column of each chunk of the file"
         for batch in filter(len, self.blocks.data.to_batches()):
-            self.chunks.append({name: column.flatten().to_numpy().reshape(len(column), -1)
+            self.chunks.append({name: column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
                                 for name, column in zip(batch.schema.names, batch.columns)})
         self.ends = list(accumulate(len(chunk["input_ids"]) for chunk in self.chunks))
 

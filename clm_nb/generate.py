@@ -139,7 +139,7 @@ def sampling_probabilities(
     if top_p < 1: warpers.append(TopPLogitsWarper(top_p))
     return warpers(None, logits.float()).softmax(-1)
 
-# %% ../nbs/07_generate.ipynb #39bcf4ef
+# %% ../nbs/07_generate.ipynb #e5efc0ef
 def _draw_from_top(temperature: float, top_k: int, top_p: float):
     "A logits processor that draws: the token drawn is left with 0, all others with -inf"
     import torch
@@ -159,13 +159,31 @@ def _quick_draw(options: dict) -> dict:
     how = {name: options[name] for name in ("temperature", "top_k", "top_p")}
     others = set(options) - set(how) - {"max_new_tokens", "do_sample", "num_beams"}
     if not options["do_sample"] or options["num_beams"] > 1 or not options["top_k"] or others - _before_drawing: return options
-    return options | dict(do_sample=False, logits_processor=[*options.get("logits_processor", []), _draw_from_top(**how)])
+    return options | dict(do_sample=False, logits_processor=[*(options.get("logits_processor") or []), _draw_from_top(**how)])
 
-# %% ../nbs/07_generate.ipynb #81a36cbd
+# %% ../nbs/07_generate.ipynb #3217ab5f
+def _goes_on_in_bf16(model):
+    "What stands for `model.forward`: the model at the first call, its copy in bf16 from then on"
+    from functools import wraps
+    from clm_nb.speed import in_bf16
+    first, copies = model.forward, []
+    @wraps(first)
+    def forward(*args, past_key_values=None, **kwargs):
+        if not copies:
+            copies.append(None)
+            return first(*args, past_key_values=past_key_values, **kwargs)
+        if copies[0] is None:
+            copies[0] = in_bf16(model)
+            for layer in getattr(past_key_values, "layers", []):
+                layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+        return copies[0](*args, past_key_values=past_key_values, **kwargs)
+    return forward
+
+# %% ../nbs/07_generate.ipynb #009ec0da
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
-        from clm_nb.speed import bf16_pays, in_bf16, keep_freed_memory
+        from clm_nb.speed import bf16_pays, keep_freed_memory
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
         _check_options(**options)
@@ -173,12 +191,13 @@ class _Job:
         self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)
         if model.device.type == "cpu": keep_freed_memory()
-        self.model, self.tokenizer = in_bf16(model) if bf16 else model, tokenizer
+        self.model, self.tokenizer, self.bf16 = model, tokenizer, bf16
 
     def run(self, **kwargs):
         "(prompts, new) ids; the model's own `generation_config` is set aside in a shallow copy"
         import copy
         model = copy.copy(self.model)
+        if self.bf16: model.forward = _goes_on_in_bf16(self.model)
         model.generation_config = self.config
         inputs = left_padded(self.rows, self.config.pad_token_id, self.model.device)
         out = model.generate(**inputs, generation_config=self.config, **self.kwargs, **kwargs)
@@ -190,7 +209,7 @@ class _Job:
         new = takewhile(lambda i: i not in (self.config.eos_token_id or []), new_ids)
         return decode(self.rows[row] + list(new))[len(decode(self.rows[row])):]
 
-# %% ../nbs/07_generate.ipynb #1715ae61
+# %% ../nbs/07_generate.ipynb #94ef6c52
 def generate(
     model, # a causal language model
     tokenizer, # its tokenizer; with or without pad and EOS tokens
@@ -211,7 +230,7 @@ def generate(
     if not prompts: return []
     job = _Job(model, tokenizer, prompts, bf16, max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
                top_k=top_k, top_p=top_p, num_beams=num_beams, **generate_kwargs)
-    with own_rng(seed), evaluating(job.model): new = job.run().tolist()
+    with own_rng(seed), evaluating(model): new = job.run().tolist()
     texts = [p*return_full_text + job.text(i, ids) for i, (p, ids) in enumerate(zip(prompts, new))]
     return texts[0] if isinstance(prompt, str) else texts
 
@@ -266,7 +285,7 @@ def _pieces(job: _Job, tokens: Iterator) -> Iterator[str]:
             sent = max(sent, len(text))
     if rest := job.text(0, ids)[sent:]: yield rest
 
-# %% ../nbs/07_generate.ipynb #da3a6fa6
+# %% ../nbs/07_generate.ipynb #2324d049
 def stream(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -290,7 +309,7 @@ def stream(
     rng = own_rng(seed)
     @contextmanager
     def turn():
-        with rng, evaluating(job.model): yield
+        with rng, evaluating(model): yield
     return _pieces(job, _Turns().tokens(job.run, turn))
 
 # %% ../nbs/07_generate.ipynb #10f4aa9f

@@ -180,7 +180,7 @@ def tokenize_batch(
     out[is_text] = ids[offsets[0]:offsets[-1]]
     return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(out))})
 
-# %% ../nbs/02_tokenize.ipynb #50850b31
+# %% ../nbs/02_tokenize.ipynb #73398b90
 def choose_encoder(
     spec: str, # `tokenizer_json` of the tokenizer
     sample: list[str], # texts to compare on
@@ -200,6 +200,12 @@ def choose_encoder(
     return "gigatoken"
 
 
+def _sample(documents, texts: int = 32) -> list[str]:
+    "Texts of all splits, evenly spread"
+    each = -(-texts//len(documents))
+    return [text for docs in documents.values() for text in docs[::-(-len(docs)//each) or 1]["text"]]
+
+
 def _sample_ids(sample: list[str], spec: str, encoder: str) -> list[list[int]]:
     import pyarrow as pa
     return tokenize_batch(pa.table({"text": pa.array(sample, pa.string())}), spec, encoder=encoder)["input_ids"].to_pylist()
@@ -210,11 +216,10 @@ def _plain_ids(sample: list[str], tokenizer) -> list[list[int]] | None:
     if any(special in text for special in tokenizer.all_special_tokens for text in sample): return None
     return [e.ids for e in tokenizer.backend_tokenizer.encode_batch_fast(sample, add_special_tokens=False)]
 
-# %% ../nbs/02_tokenize.ipynb #cc781266
-def _tokens_key(documents, spec: str, prefix, suffix, encoder: str) -> str:
-    "The content address of a tokenized split"
-    versions = made_by("datasets", "gigatoken", "pyarrow", "tokenizers")
-    return fingerprint("tokenize", documents._fingerprint, spec, prefix, suffix, encoder, versions)
+# %% ../nbs/02_tokenize.ipynb #9ec84b74
+def _how_key(spec: str, prefix, suffix, encoder: str) -> str:
+    "The content address of a way to tokenize"
+    return fingerprint("tokenize", spec, prefix, suffix, encoder, made_by("datasets", "gigatoken", "pyarrow", "tokenizers"))
 
 
 def from_cache(
@@ -234,7 +239,7 @@ def list_length(
     batches = dataset.with_format("arrow").iter(10_000)
     return sum(pc.sum(pc.list_value_length(b["input_ids"])).as_py() or 0 for b in batches)
 
-# %% ../nbs/02_tokenize.ipynb #f0e9efe7
+# %% ../nbs/02_tokenize.ipynb #18e69447
 def tokenize(
     documents, # `DatasetDict` with a column "text", from `flatten`
     tokenizer, # a fast tokenizer, from `load_tokenizer`
@@ -251,12 +256,13 @@ def tokenize(
         raise ValueError(f"encoder={encoder!r} is unknown. Use 'auto', 'gigatoken' or 'tokenizers'.")
     prefix, suffix = document_affixes(tokenizer, add_eos)
     spec, out = tokenizer_json(tokenizer, allow_special), DatasetDict()
+    how_key, chosen = _how_key(spec, prefix, suffix, encoder), None if encoder == "auto" else encoder
     for split, docs in documents.items():
-        key = _tokens_key(docs, spec, prefix, suffix, encoder)
+        key = fingerprint(how_key, docs._fingerprint)
         path = cache_folder("tokens")/f"{key}.arrow"
         if path.exists(): out[split] = from_cache(path)
         else:
-            chosen = choose_encoder(spec, docs[::len(docs)//32 + 1]["text"], tokenizer) if encoder == "auto" else encoder
+            chosen = chosen or choose_encoder(spec, _sample(documents), tokenizer)
             how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
             new = docs.with_format("arrow").map(
                 tokenize_batch, batched=True, batch_size=batch_size, fn_kwargs=how, remove_columns=docs.column_names,

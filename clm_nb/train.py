@@ -10,9 +10,10 @@ __all__ = ['embedded_shape', 'pretraining', 'embedded_finetuning', 'RunTrainer',
            'training_arguments', 'loss_curve', 'notebook_shell', 'Throughput', 'LiveLoss', 'rows_per_step',
            'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card', 'make_trainer', 'save_run', 'train']
 
-# %% ../nbs/05_train.ipynb #6618bcce
+# %% ../nbs/05_train.ipynb #576fa9fe
 import copy, hashlib, json, os, platform, re, sys, time
 import torch
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -65,7 +66,7 @@ class _TokenMeans(RunTrainer):
 
 def _sum_type(device): return torch.float32 if device.type == "mps" else torch.float64  # the best that the device has
 
-# %% ../nbs/05_train.ipynb #a05976c1
+# %% ../nbs/05_train.ipynb #78c2aaf0
 class CausalTrainer(_TokenMeans):
     "`Trainer` whose losses are means over the tokens that are predicted, for every causal model"
     def __init__(self, *args, **kwargs):
@@ -75,7 +76,7 @@ class CausalTrainer(_TokenMeans):
     fused = False  # whether the model gives losses in the place of logits
 
     def train(self, *args, **kwargs):
-        with fused_loss(self.model) as self.fused:
+        with fused_loss(self.model) if self.args.n_gpu < 2 else nullcontext(False) as self.fused:  # replicas take no `forward`
             try: return super().train(*args, **kwargs)
             finally: self.fused = False
 
@@ -249,12 +250,12 @@ def training_settings(
                 bf16=bf16 and not kwargs.get("fp16"), dataloader_pin_memory=device == "cuda")
     return tutorial | ours | kwargs
 
-# %% ../nbs/05_train.ipynb #164b12b9
+# %% ../nbs/05_train.ipynb #e384df27
 def _fits(model, rows: int, args, block_size: int) -> bool:
     "Whether a step on so many rows goes into memory, beside the two numbers a weight that AdamW will keep"
     ids = torch.zeros((rows, block_size), dtype=torch.long, device=model.device)
     precision = torch.autocast(model.device.type, torch.bfloat16 if args.bf16 else torch.float16, args.bf16 or args.fp16)
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         kept = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
         with torch.random.fork_rng(), fused_loss(model.train()), precision: model(input_ids=ids, labels=ids).loss.backward()
@@ -262,7 +263,8 @@ def _fits(model, rows: int, args, block_size: int) -> bool:
     except torch.OutOfMemoryError: return False
     finally:
         kept = None
-        model.train(training).zero_grad()
+        for module, training in modes: module.training = training
+        model.zero_grad()
         if model.device.type == "cuda": torch.cuda.empty_cache()
 
 
@@ -323,22 +325,26 @@ def notebook_shell() -> str | None: # "live": figures can be updated; "static": 
     if shell is None or type(shell).__name__ == "TerminalInteractiveShell": return None
     return "live" if hasattr(shell, "kernel") else "static"
 
-# %% ../nbs/05_train.ipynb #75b57cda
+# %% ../nbs/05_train.ipynb #0f278669
 class Throughput(TrainerCallback):
     "Tokens per second, and which share of what the machine's matrix products reach that is"
     def __init__(self, tokens_per_row: int):
         self.tokens_per_row, self.seconds, self.steps, self.rate, self.utilisation = tokens_per_row, 0.0, 0, 0.0, 0.0
+        self.first = 0.0  # seconds of the first step, which allocates and compiles
 
     def on_step_begin(self, args, state, control, **kwargs): self.start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.seconds += time.perf_counter() - self.start
         self.steps += 1
-        self.rate = self.steps*rows_per_step(args)*self.tokens_per_row/self.seconds
+        if self.steps == 1: self.first = self.seconds
+        steps, seconds = (self.steps - 1, self.seconds - self.first) if self.steps > 1 else (1, self.seconds)
+        self.rate = steps*rows_per_step(args)*self.tokens_per_row/seconds
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
-        if state.is_world_process_zero:
+        if not state.is_world_process_zero: return
+        with suppress(torch.OutOfMemoryError):  # the run is over, and not to be lost for a figure
             reached = self.rate*training_flops(model, self.tokens_per_row)
             self.utilisation = reached/(matmul_rate(args.device.type, self.dtype)*args.world_size)
 
@@ -521,7 +527,7 @@ def save_run(
         loss_curve(trainer.state.log_history).savefig(folder/"loss.png", dpi=150)
         write_card(folder)
 
-# %% ../nbs/05_train.ipynb #f180a7e5
+# %% ../nbs/05_train.ipynb #1d775c79
 def train(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -545,7 +551,8 @@ def train(
     if push and args.push_to_hub: check_hub(args.hub_token)
     if args.eval_strategy != "no" and "test" not in blocks:
         raise ValueError("blocks have no 'test' split to evaluate on. Give one, or eval_strategy='no'.")
-    if args.device.type == "cuda": fit_batch(model.to(args.device), args, len(blocks["train"][0]["input_ids"]))
+    if args.device.type == "cuda" and exact_loss and not args.gradient_checkpointing:
+        fit_batch(model.to(args.device), args, len(blocks["train"][0]["input_ids"]))
     trainer = make_trainer(model, blocks, tokenizer, args, callbacks, optimizer, exact_loss)
     if trainer.is_world_process_zero():
         description = describe_run(model, blocks, settings, ledger, source)
