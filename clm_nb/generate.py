@@ -179,14 +179,13 @@ def _goes_on_in_bf16(model):
         return copies[0](*args, past_key_values=past_key_values, **kwargs)
     return forward
 
-# %% ../nbs/07_generate.ipynb #009ec0da
+# %% ../nbs/07_generate.ipynb #4e68432c
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
         from clm_nb.speed import bf16_pays, keep_freed_memory
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
-        _check_options(**options)
         self.config, self.kwargs = clean_config(model, tokenizer, **_quick_draw(options) if bf16 else options)
         self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)

@@ -45,7 +45,7 @@ def evaluating(
     finally:
         for module in training: module.training = True
 
-# %% ../nbs/06_perplexity.ipynb #b1296e18
+# %% ../nbs/06_perplexity.ipynb #8b9146c8
 def token_losses(
     model, # a causal language model, in any precision, on any device
     input_ids, # (batch, block) token ids: a tensor or equally long lists
@@ -55,7 +55,7 @@ def token_losses(
     "What each token cost the model: -ln p(token | the tokens before it in the row)"
     return _scorer(model)(input_ids, attention_mask, position_ids)
 
-
+# %% ../nbs/06_perplexity.ipynb #e7c6faca
 def _checked(model, input_ids, attention_mask, position_ids) -> tuple:
     "((batch, block) int64 ids, labels that are -100 where nothing is predicted, other arguments of the model)"
     import torch
@@ -71,7 +71,7 @@ def _checked(model, input_ids, attention_mask, position_ids) -> tuple:
     labels = ids.masked_fill((mask if positions is None else mask*positions) < 1, -100)
     return ids, labels, dict(use_cache=False) | ({} if positions is None else dict(position_ids=positions))
 
-
+# %% ../nbs/06_perplexity.ipynb #9ea50501
 def _scorer(model, bf16: bool = False):
     "`token_losses` of a model; how it gives losses is found out once, at the first batch"
     import torch

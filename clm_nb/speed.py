@@ -72,7 +72,7 @@ def _losses_to_gradient(logits, targets) -> torch.Tensor: # scalar, float32: the
         row.copy_(p.exp_().scatter_add_(1, target[:, None], p.new_full((len(target), 1), -1)))
     return total
 
-# %% ../nbs/04b_speed.ipynb #066da28a
+# %% ../nbs/04b_speed.ipynb #69c3d2fc
 def _parts(hidden, targets, weight):
     "(hidden, targets), as many tokens at a time as make 2**26 logits"
     tokens = max(1, 2**26//len(weight))
@@ -96,8 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
-        hidden, weight = (g if g is None else g.to(dtype, copy=True).mul_(scale) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
-        return hidden, weight, None, None
+        scaled = (g if g is None else g.to(dtype, copy=True).mul_(scale) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes))
+        return *scaled, None, None
 
 # %% ../nbs/04b_speed.ipynb #6186fea4
 def linear_cross_entropy(
@@ -139,7 +139,7 @@ def output_layer(
         near = lambda a, b, rtol: torch.allclose(a.float(), b.float(), **scale(b, rtol))
         return layer if near(theirs.logits, layer(states), 1e-3) and near(theirs.loss, ours, 1e-4) else None
 
-# %% ../nbs/04b_speed.ipynb #06105f09
+# %% ../nbs/04b_speed.ipynb #bee49730
 @contextmanager
 def fused_loss(
     model, # a causal language model
@@ -152,7 +152,7 @@ def fused_loss(
         if forward: del model.forward
         if own: model.forward = own
 
-
+# %% ../nbs/04b_speed.ipynb #ed4e4c67
 def loss_forward(
     model, # a causal language model
 ): # what stands for `model.forward` inside `fused_loss`; None where the model isn't served

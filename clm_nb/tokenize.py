@@ -180,7 +180,7 @@ def tokenize_batch(
     out[is_text] = ids[offsets[0]:offsets[-1]]
     return pa.table({"input_ids": pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(out))})
 
-# %% ../nbs/02_tokenize.ipynb #73398b90
+# %% ../nbs/02_tokenize.ipynb #ca85b81c
 def choose_encoder(
     spec: str, # `tokenizer_json` of the tokenizer
     sample: list[str], # texts to compare on
@@ -199,7 +199,7 @@ def choose_encoder(
                                "Use encoder='tokenizers', and please report this text.")
     return "gigatoken"
 
-
+# %% ../nbs/02_tokenize.ipynb #fd138dcf
 def _sample(documents, texts: int = 32) -> list[str]:
     "Texts of all splits, evenly spread"
     each = -(-texts//len(documents))
