@@ -55,9 +55,9 @@ prepare: $(VENV)/dev.stamp
 	@$(BIN)/python tools/docs.py readme
 
 lock:
-	@echo "== lock: installing '.[dev,bench]' into a new environment and writing constraints.txt"
+	@echo "== lock: installing '.[dev,app,bench]' into a new environment and writing constraints.txt"
 	@rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
-	@$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	@$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,app,bench]'
 	@{ grep '^#' constraints.txt; $(VENV)-lock/bin/python -m pip freeze --all --exclude clm_nb --exclude pip \
 	   | grep '==' | sed 's/+[a-z0-9.]*$$//'; } > $(VENV)-lock/constraints.txt
 	@mv $(VENV)-lock/constraints.txt constraints.txt && rm -rf $(VENV)-lock

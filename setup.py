@@ -22,7 +22,7 @@ setup(
     long_description=readme, long_description_content_type="text/markdown",
     packages=find_packages(include=["clm_nb", "clm_nb.*"]), python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements"), "bench": lines("bench_requirements")},
+    extras_require={name: lines(f"{name}_requirements") for name in ("dev", "app", "bench")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["clm_nb=clm_nb._modidx:d"]},
     zip_safe=False,
 )

@@ -8,7 +8,8 @@ Docs: https://clm-nb.github.io/clm_nb/train.html.md"""
 __all__ = ['embedded_shape', 'pretraining', 'embedded_finetuning', 'RunTrainer', 'CausalTrainer', 'load_config', 'context_length',
            'check_fit', 'check_isolation', 'MuonAdamW', 'load_model', 'training_settings', 'fit_batch',
            'training_arguments', 'loss_curve', 'notebook_shell', 'Throughput', 'LiveLoss', 'rows_per_step',
-           'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card', 'make_trainer', 'save_run', 'train']
+           'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card', 'make_trainer', 'save_run', 'train',
+           'embedded_run']
 
 # %% ../nbs/05_train.ipynb #576fa9fe
 import copy, hashlib, json, os, platform, re, sys, time
@@ -563,3 +564,12 @@ def train(
     save_run(trainer)
     if push and args.push_to_hub: trainer.push_to_hub()
     return trainer
+
+# %% ../nbs/05_train.ipynb #6b521e8d
+def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` read it
+    "The embedded model fine-tuned on the embedded corpus: made once, then kept in the cache"
+    base, tokenizer = load_model("python-docs-gpt2"), load_tokenizer("python-docs-gpt2")
+    blocks = group(tokenize(flatten(load_corpus("python-docs")), tokenizer), embedded_shape["n_positions"])
+    key = fingerprint("run", 1, Path(base.name_or_path).name, blocks["train"]._fingerprint, embedded_finetuning)
+    settings = embedded_finetuning | dict(save_strategy="no", disable_tqdm=bool(notebook_shell()))
+    return made_once("models", key, lambda folder: train(base, blocks, tokenizer, folder, **settings))

@@ -52,8 +52,8 @@ def test_one_version(ini):
 
 
 def test_constraints_pin_every_requirement(ini):
-    pinned = pins()
-    for req in map(Requirement, lines(ini["requirements"]) + lines(ini["dev_requirements"]) + lines(ini["bench_requirements"])):
+    pinned, kinds = pins(), ("requirements", "dev_requirements", "app_requirements", "bench_requirements")
+    for req in map(Requirement, o for key in kinds for o in lines(ini[key])):
         pin = pinned[canonicalize_name(req.name)]
         spec, = pin.specifier
         assert req.specifier.contains(spec.version, prereleases=True), f"constraints.txt: {pin} is outside of {req}"
@@ -100,10 +100,11 @@ def test_wheel_metadata(ini, wheel):
     reqs = list(map(Requirement, meta.get_all("Requires-Dist")))
     expected = lambda key: {str(Requirement(o)) for o in lines(ini[key])}
     assert {str(r) for r in reqs if not r.marker} == expected("requirements")
-    for extra in ("dev", "bench"):
+    extras = ("dev", "app", "bench")
+    for extra in extras:
         found = {str(r).partition(";")[0].strip() for r in reqs if str(r.marker) == f'extra == "{extra}"'}
         assert found == expected(f"{extra}_requirements")
-    assert {str(r.marker) for r in reqs if r.marker} == {'extra == "dev"', 'extra == "bench"'}
+    assert {str(r.marker) for r in reqs if r.marker} == {f'extra == "{extra}"' for extra in extras}
     entry = configparser.ConfigParser()
     entry.read(info/"entry_points.txt")
     assert dict(entry["console_scripts"]) == {"clm_nb": "clm_nb.cli:main"}
