@@ -343,4 +343,7 @@ d = { 'settings': { 'branch': 'main',
                               'clm_nb.train.training_arguments': ('train.html#training_arguments', 'clm_nb/train.py'),
                               'clm_nb.train.training_settings': ('train.html#training_settings', 'clm_nb/train.py'),
                               'clm_nb.train.write_card': ('train.html#write_card', 'clm_nb/train.py'),
-                              'clm_nb.train.write_run': ('train.html#write_run', 'clm_nb/train.py')}}}
+                              'clm_nb.train.write_run': ('train.html#write_run', 'clm_nb/train.py')},
+            'clm_nb.widgets': { 'clm_nb.widgets.LiveView': ('widgets.html#liveview', 'clm_nb/widgets.py'),
+                                'clm_nb.widgets.LiveView._repr_mimebundle_': ( 'widgets.html#liveview._repr_mimebundle_',
+                                                                               'clm_nb/widgets.py')}}}

@@ -53,7 +53,7 @@ def test_one_version(ini):
 
 def test_constraints_pin_every_requirement(ini):
     pinned, kinds = pins(), ("requirements", "dev_requirements", "app_requirements", "bench_requirements")
-    for req in map(Requirement, o for key in kinds for o in lines(ini[key])):
+    for req in (Requirement(o) for key in kinds for o in lines(ini[key])):
         pin = pinned[canonicalize_name(req.name)]
         spec, = pin.specifier
         assert req.specifier.contains(spec.version, prereleases=True), f"constraints.txt: {pin} is outside of {req}"
