@@ -39,7 +39,21 @@ def ledger_picture(page, path, **look):
     shoot(page, ledger_flow(ledger)._repr_html_(), path, **look)
 
 
-pictures = {"blocks": block_viewer, "ledger_flow": ledger_picture}
+def batch_picture(page, path, **look):
+    from transformers import DataCollatorForLanguageModeling
+    from clm_nb.batch_view import show_batch
+    from clm_nb.collate import CausalCollator
+    tokenizer = load_tokenizer("python-docs-gpt2")
+    tokenizer.pad_token = tokenizer.eos_token
+    rows = [{"input_ids": tokenizer(text).input_ids + [tokenizer.eos_token_id]} for text in ["The sky is blue.", "Yes."]]
+    ours = show_batch(CausalCollator(tokenizer.eos_token_id)(rows), tokenizer)
+    theirs = show_batch(DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False)(rows), tokenizer)
+    title = '<p style="font:bold 17px sans-serif;margin:{}">{}</p>'.format
+    shoot(page, title("0 0 4px", "CausalCollator") + ours._repr_html_() +
+          title("18px 0 4px", "DataCollatorForLanguageModeling, padding = EOS") + theirs._repr_html_(), path, **look)
+
+
+pictures = {"blocks": block_viewer, "ledger_flow": ledger_picture, "batch": batch_picture}
 
 
 if __name__ == "__main__":
