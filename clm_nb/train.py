@@ -6,33 +6,43 @@ Docs: https://clm-nb.github.io/clm_nb/train.html.md"""
 
 # %% auto #0
 __all__ = ['embedded_shape', 'pretraining', 'embedded_finetuning', 'RunTrainer', 'CausalTrainer', 'load_config', 'context_length',
-           'check_fit', 'check_isolation', 'MuonAdamW', 'load_model', 'training_settings', 'fit_batch',
-           'training_arguments', 'loss_curve', 'notebook_shell', 'Throughput', 'LiveLoss', 'rows_per_step',
-           'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card', 'make_trainer', 'save_run', 'train',
-           'embedded_run']
+           'check_fit', 'check_isolation', 'MuonAdamW', 'load_model', 'training_settings', 'fit_batch', 'check_report',
+           'training_arguments', 'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card',
+           'make_trainer', 'save_run', 'train', 'embedded_run']
 
-# %% ../nbs/05_train.ipynb #576fa9fe
-import copy, hashlib, json, os, platform, re, sys, time
+# %% ../nbs/05_train.ipynb #fdc6b176
+import copy, hashlib, json, os, platform, re, sys
 import torch
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from transformers import DataCollatorForLanguageModeling, GPT2Config, PrinterCallback, Trainer, TrainerCallback, \
-    TrainingArguments
+from transformers import DataCollatorForLanguageModeling, GPT2Config, PrinterCallback, Trainer, TrainingArguments
 from .collate import BlockRows, CausalCollator
 from .flatten import flatten
 from .group import group
 from .load import Ledger, fingerprint, ledger_to_dict, load_corpus, made_by
 from .perplexity import evaluating, perplexity_hooks
 from .share import HubTrainer, check_hub
-from .speed import device_and_precision, fused_loss, keep_freed_memory, matmul_rate, training_flops
+from .speed import device_and_precision, fused_loss, keep_freed_memory
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
+from .watch import LiveTraining, Sampler, loss_curve, notebook_shell
 
-# %% ../nbs/05_train.ipynb #ded20335
+# %% ../nbs/05_train.ipynb #7548a265
 class RunTrainer(HubTrainer):
-    "`Trainer` that leaves a model card of ours, and the model in its own precision again"
+    "`Trainer` that logs its speed and its texts, leaves a model card of ours, and the model in its own precision again"
+    live = None  # the `LiveTraining` that watches, if any
+
     def create_model_card(self, *args, **kwargs): write_card(self.args.output_dir)
+
+    def log(self, logs, *args, **kwargs):
+        if self.live and "loss" in logs: logs["tokens_per_second"] = round(self.live.recent(self.args), 1)
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        metrics = super().evaluate(*args, **kwargs)
+        if self.live and (text := self.live.sample(self.model)): self.log({"eval_sample": text})
+        return metrics
 
     def train(self, *args, **kwargs):
         try: return super().train(*args, **kwargs)
@@ -281,7 +291,21 @@ def fit_batch(
     if size is None: raise ValueError(f"Not even one row of {block_size} tokens fits into memory. Use a smaller block_size or model.")
     args.per_device_train_batch_size, args.gradient_accumulation_steps = size, rows//size
 
-# %% ../nbs/05_train.ipynb #f1524d90
+# %% ../nbs/05_train.ipynb #d5387280
+def check_report(
+    report_to, # "none", "all", the name of an integration of `Trainer`, or a list of names
+):
+    "`ValueError` where a name is none of an integration, or of one that isn't installed"
+    from transformers.integrations import integration_utils
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        if name in ("none", "all"): continue
+        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
+            raise ValueError(f"report_to={name!r} is no integration of the Trainer. Use 'tensorboard', 'wandb' or another of "
+                             f"{', '.join(sorted(integration_utils.INTEGRATION_TO_CALLBACK))}.")
+        if name not in integration_utils.get_available_reporting_integrations() + ["flyte"]:
+            raise ValueError(f"report_to={name!r} needs {name}: pip install {name}")
+
+# %% ../nbs/05_train.ipynb #79022ac9
 def training_arguments(
     output_dir, # the run folder
     resume_from_checkpoint: str | bool | None = None, # a checkpoint folder, or True for the last one in `output_dir`
@@ -293,107 +317,13 @@ def training_arguments(
         if settings.get(name, 1) < 1: raise ValueError(f"{name}={settings[name]} is no batch. Use 1 or more.")
     if settings.get("max_steps", -1) < 1 and settings["num_train_epochs"] <= 0:
         raise ValueError(f"num_train_epochs={settings['num_train_epochs']} trains nothing. Use a number above 0, or max_steps.")
+    check_report(settings.get("report_to"))
     found = resume_from_checkpoint if resume_from_checkpoint is not True else \
         Path(output_dir).is_dir() and get_last_checkpoint(str(output_dir))
     if resume_from_checkpoint and not (found and Path(found).is_dir()):
         raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint}: there is no checkpoint in {found or output_dir}. "
                          "Name a checkpoint folder, or leave it out.")
     return TrainingArguments(str(output_dir), **settings)
-
-# %% ../nbs/05_train.ipynb #4c27e239
-def loss_curve(
-    history: list[dict], # `trainer.state.log_history`
-): # `matplotlib.figure.Figure`
-    "Training and evaluation loss, in nats per token, by step"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(6.4, 3.2), layout="constrained")
-    ax = fig.subplots()
-    for key, style in (("loss", dict(color="#56b4e9", label="train")),
-                       ("eval_loss", dict(color="#d55e00", marker="o", label="held out"))):
-        points = [(log["step"], log[key]) for log in history if key in log]
-        if points: ax.plot(*zip(*points), **style)
-    if ax.lines: ax.legend(frameon=False)
-    ax.set(xlabel="step", ylabel="loss (nats per token)")
-    ax.spines[["top", "right"]].set_visible(False)
-    return fig
-
-# %% ../nbs/05_train.ipynb #198ee4cb
-def notebook_shell() -> str | None: # "live": figures can be updated; "static": they can be shown once; None: a terminal
-    "What kind of notebook the code runs in"
-    try: from IPython import get_ipython
-    except ImportError: return None
-    shell = get_ipython()
-    if shell is None or type(shell).__name__ == "TerminalInteractiveShell": return None
-    return "live" if hasattr(shell, "kernel") else "static"
-
-# %% ../nbs/05_train.ipynb #0f278669
-class Throughput(TrainerCallback):
-    "Tokens per second, and which share of what the machine's matrix products reach that is"
-    def __init__(self, tokens_per_row: int):
-        self.tokens_per_row, self.seconds, self.steps, self.rate, self.utilisation = tokens_per_row, 0.0, 0, 0.0, 0.0
-        self.first = 0.0  # seconds of the first step, which allocates and compiles
-
-    def on_step_begin(self, args, state, control, **kwargs): self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self.start
-        self.steps += 1
-        if self.steps == 1: self.first = self.seconds
-        steps, seconds = (self.steps - 1, self.seconds - self.first) if self.steps > 1 else (1, self.seconds)
-        self.rate = steps*rows_per_step(args)*self.tokens_per_row/seconds
-
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
-        if not state.is_world_process_zero: return
-        with suppress(torch.OutOfMemoryError):  # the run is over, and not to be lost for a figure
-            reached = self.rate*training_flops(model, self.tokens_per_row)
-            self.utilisation = reached/(matmul_rate(args.device.type, self.dtype)*args.world_size)
-
-    def __str__(self):
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.rate:,.0f} tokens/s, {self.utilisation:.0%} of what matrix products in {kind} reach here"
-
-# %% ../nbs/05_train.ipynb #1bd1527a
-class LiveLoss(Throughput):
-    "A loss curve that grows in a notebook, a line with loss and speed in a terminal"
-    def __init__(self, tokens_per_row: int, show: bool = True):
-        super().__init__(tokens_per_row)
-        self.shell, self.show, self.drawn, self.bar, self.figure = notebook_shell(), show, 0.0, None, None
-
-    def on_step_end(self, args, state, *rest, **kwargs):
-        super().on_step_end(args, state, *rest, **kwargs)
-        if self.bar: self.bar.update(state.global_step - self.bar.n)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.show = self.show and state.is_world_process_zero
-        if self.show and not self.shell:
-            from tqdm import tqdm
-            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        seen = {k: f"{v:.3f}" for k, v in (logs or {}).items() if k in ("loss", "eval_loss")}
-        if self.bar and seen: self.bar.set_postfix(seen | {"tokens/s": f"{self.rate:,.0f}"})
-        if self.show and self.shell == "live" and time.perf_counter() - self.drawn > 1: self.draw(state.log_history)
-
-    def on_train_end(self, args, state, *rest, **kwargs):
-        super().on_train_end(args, state, *rest, **kwargs)
-        if self.bar: self.bar.close()
-        elif self.show: self.draw(state.log_history)
-        if self.show: print(self, file=sys.stdout if self.shell else sys.stderr)
-
-    def draw(self, history):
-        "Show the curve, or put the new one in the place of the old"
-        from IPython.display import display
-        if self.figure: self.figure.update(loss_curve(history))
-        else: self.figure = display(loss_curve(history), display_id=self.shell == "live")
-        self.drawn = time.perf_counter()
-
-# %% ../nbs/05_train.ipynb #ceeab895
-def rows_per_step(
-    args: TrainingArguments, # of a run
-) -> int:
-    "How many rows one optimiser step takes, over all devices"
-    return args.train_batch_size*args.gradient_accumulation_steps*args.world_size
 
 # %% ../nbs/05_train.ipynb #38a21c35
 def check_output_dir(
@@ -480,7 +410,7 @@ def write_card(
         "![Loss](loss.png)", "", "## Settings", "", "```json", settings, "```", ""])
     (folder/"README.md").write_text(text, encoding="utf-8")
 
-# %% ../nbs/05_train.ipynb #f0ff133f
+# %% ../nbs/05_train.ipynb #5634fc7a
 def make_trainer(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -489,16 +419,19 @@ def make_trainer(
     callbacks: tuple = (), # more callbacks of the `Trainer`
     optimizer=None, # a `torch.optim.Optimizer`; None: the one that `args.optim` names
     exact_loss: bool = True, # False: labels and loss as the tutorial's collator and `Trainer` make them
+    sampler: Sampler | None = None, # what makes a text at each evaluation
 ) -> RunTrainer:
     "A `Trainer` that is ready to go"
     rows = {split: BlockRows.of(part) for split, part in blocks.items()} if exact_loss else blocks
-    live = LiveLoss(len(blocks["train"][0]["input_ids"]), show=not args.disable_tqdm)
+    live = LiveTraining(len(blocks["train"][0]["input_ids"]), not args.disable_tqdm, sampler)
     args.disable_tqdm = True
     kind, collator = (CausalTrainer, CausalCollator(_padding(tokenizer))) if exact_loss else (RunTrainer, _masks_eos(tokenizer))
     trainer = kind(model, args, data_collator=collator, train_dataset=rows["train"], eval_dataset=rows.get("test"),
                    processing_class=tokenizer, callbacks=[live, *callbacks], optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
     trainer.live = live
+    if sampler and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        raise ValueError("sample_prompt= needs the whole model in one process, and it is sharded. Leave sample_prompt out.")
     return trainer
 
 
@@ -511,7 +444,7 @@ def _masks_eos(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
-# %% ../nbs/05_train.ipynb #8f2530ff
+# %% ../nbs/05_train.ipynb #36db767a
 def save_run(
     trainer: Trainer, # after training
 ):
@@ -525,10 +458,11 @@ def save_run(
         write_run(folder, status="trained", steps=trainer.state.global_step, log_history=trainer.state.log_history,
                   tokens_per_second=round(trainer.live.rate), utilisation=round(trainer.live.utilisation, 3),
                   train_seconds=round(trainer.live.seconds, 1))
+        if sampler := trainer.live.sampler: write_run(folder, sample_prompt=sampler.prompt, samples_by_step=trainer.live.samples)
         loss_curve(trainer.state.log_history).savefig(folder/"loss.png", dpi=150)
         write_card(folder)
 
-# %% ../nbs/05_train.ipynb #1d775c79
+# %% ../nbs/05_train.ipynb #92f540ec
 def train(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -541,12 +475,14 @@ def train(
     resume_from_checkpoint: str | bool | None = None, # a checkpoint folder, or True for the last one
     exact_loss: bool = True, # False: labels and loss as the tutorial's collator and `Trainer` make them
     push: bool = True, # at the end, where `push_to_hub` is set; False: that is left to the caller
+    sample_prompt: str | None = None, # what a short text at each evaluation continues; None: no texts
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
 ) -> Trainer: # trained; `trainer.model` is `model`
     "Fine-tune a model on blocks and save it, with all that tells what was done, in `output_dir`"
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
     if "position_ids" in blocks["train"].column_names: check_isolation(model)
     settings = training_settings(**training_args)
+    sampler = None if sample_prompt is None else Sampler(model, tokenizer, sample_prompt, seed=settings.get("seed", 42))
     args = training_arguments(output_dir, resume_from_checkpoint, **settings)
     folder = check_output_dir(output_dir, model) if args.process_index == 0 else Path(args.output_dir)
     if push and args.push_to_hub: check_hub(args.hub_token)
@@ -554,7 +490,7 @@ def train(
         raise ValueError("blocks have no 'test' split to evaluate on. Give one, or eval_strategy='no'.")
     if args.device.type == "cuda" and exact_loss and not args.gradient_checkpointing:
         fit_batch(model.to(args.device), args, len(blocks["train"][0]["input_ids"]))
-    trainer = make_trainer(model, blocks, tokenizer, args, callbacks, optimizer, exact_loss)
+    trainer = make_trainer(model, blocks, tokenizer, args, callbacks, optimizer, exact_loss, sampler)
     if trainer.is_world_process_zero():
         description = describe_run(model, blocks, settings, ledger, source)
         write_run(folder, new_run=True, status="training", exact_loss=exact_loss, **description)

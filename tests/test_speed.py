@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
-import clm_nb.generate, clm_nb.speed, clm_nb.tokenize, clm_nb.train
+import clm_nb.generate, clm_nb.speed, clm_nb.tokenize, clm_nb.train, clm_nb.watch
 from clm_nb.collate import BlockRows, CausalCollator
 from clm_nb.generate import generate, sampling_probabilities, stream
 from clm_nb.perplexity import perplexity
@@ -663,7 +663,7 @@ def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
 
 
 def test_the_run_says_how_fast_it_was(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(clm_nb.train, "matmul_rate", lambda device, dtype: rates.append((device, dtype)) or 1e12)
+    monkeypatch.setattr(clm_nb.watch, "matmul_rate", lambda device, dtype: rates.append((device, dtype)) or 1e12)
     rates = []
     trainer = run(tmp_path, gpt2(), disable_tqdm=False, gradient_accumulation_steps=2, bf16=True)
     out, err = capfd.readouterr()

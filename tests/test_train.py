@@ -137,7 +137,7 @@ ragged = Dataset.from_dict({"input_ids": [rng.integers(1, 400, n).tolist() for n
 trainer = run(sys.argv[1], families[sys.argv[2]](), DatasetDict(train=ragged.select(range(24)), test=ragged), use_cpu=True,
               max_steps=4, optim="sgd", per_device_train_batch_size=int(sys.argv[3]), per_device_eval_batch_size=4)
 if trainer.is_world_process_zero():
-    logs = [{k: v for k, v in log.items() if "loss" in k or "tokens" in k} for log in trainer.state.log_history]
+    logs = [{k: v for k, v in log.items() if "loss" in k or k == "eval_tokens"} for log in trainer.state.log_history]
     print(json.dumps([logs, parameters(trainer.model).tolist()]))
 trainer.accelerator.end_training()
 """
