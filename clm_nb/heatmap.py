@@ -51,7 +51,8 @@ def _texts(pieces: list[bytes], special: list[bool]) -> list[str]:
 def _name(piece: bytes) -> str: return piece.decode("utf-8", "backslashreplace")
 
 # %% ../nbs/06c_heatmap.ipynb #38015a1e
-_signs = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"} | {chr(i): chr(0x2400 + i) for i in range(32) if i not in (9, 10)}
+_signs = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
+_signs |= {chr(i): chr(0x2400 + i) for i in range(32) if i not in (9, 10)}
 
 
 def _visible_character(c: str) -> str:
@@ -117,7 +118,8 @@ def _scores(model, ids, block_size: int, stride: int, n: int, sizes) -> _Scores:
     with _last_output(model, layer) as seen:
         for some in (spans[i:i + 8] for i in range(0, len(spans), 8)):
             rows, mask, counted, places = _padded(ids, some)
-            losses, counted, at = token_losses(model, rows, mask).cpu().numpy(), counted[:, 1:], places[:, 1:][counted[:, 1:]]
+            losses, counted = token_losses(model, rows, mask).cpu().numpy(), counted[:, 1:]
+            at = places[:, 1:][counted]
             sums.add(losses, counted, np.where(counted, sizes[rows[:, 1:]], 0).sum())
             states = seen["scores"][:, :-1][torch.from_numpy(counted).to(model.device)]
             found = _choices(states, torch.from_numpy(ids[at]).to(model.device), layer, n)
@@ -144,7 +146,8 @@ def contrast(
 ) -> float: # 1: the same, 21: black on white
     "The contrast ratio of two colours, as WCAG defines it"
     linear = lambda c: c/12.92 if c <= 0.04045 else ((c + 0.055)/1.055)**2.4
-    darker, lighter = sorted(sum(w*linear(c/255) for w, c in zip((0.2126, 0.7152, 0.0722), colour)) for colour in (a, b))
+    luminance = lambda colour: sum(w*linear(c/255) for w, c in zip((0.2126, 0.7152, 0.0722), colour))
+    darker, lighter = sorted(map(luminance, (a, b)))
     return (lighter + 0.05)/(darker + 0.05)
 
 
@@ -158,7 +161,8 @@ def _style(colour: tuple) -> str:
 def _loss_look(loss: float, limit: float) -> tuple[str, str, str]: # (style, class, number)
     "How a token with this loss looks, on a scale that ends at `limit`"
     if math.isnan(loss): return "background:#eee;color:#000", "", ""
-    return _style(_shade(_sequential, loss/limit)), ("", " a", " b", " c")[sum(loss >= n for n in (2, 4, 6))], f"{loss:.1f}"
+    kind = ("", " a", " b", " c")[sum(loss >= n for n in (2, 4, 6))]
+    return _style(_shade(_sequential, loss/limit)), kind, f"{loss:.1f}"
 
 
 def _gain_look(gain: float) -> tuple[str, str, str]:
@@ -227,20 +231,23 @@ def _token_html(m, i: int, look: tuple, title: str, numbers: bool) -> str:
         line, *more = shown.split("<br>", 1)
         shown = "<br>".join([f"{line}<sub>{number}</sub>", *more])
     wbr = "<wbr>" if text.startswith(" ") else ""
-    return f'{wbr}<span class="t{kind}" tabindex="0"><span style="{style}" title="{escape(title)}">{shown}</span></span>'
+    return (f'{wbr}<span class="t{kind}" tabindex="0">'
+            f'<span style="{style}" title="{escape(title)}">{shown}</span></span>')
 
 # %% ../nbs/06c_heatmap.ipynb #0b3f2aa9
 def _legend(m, compared: bool) -> str:
     "Swatches of the scale with their meaning"
     if compared:
-        steps = [(f"{gain:+d}", f"{'×' if gain >= 0 else '÷'}{math.exp(abs(gain)):.3g}", _gain_look(gain)) for gain in (-5, -3, -2, -1, 0, 1, 2, 3, 5)]
+        factor = lambda gain: f"{'×' if gain >= 0 else '÷'}{math.exp(abs(gain)):.3g}"
+        steps = [(f"{gain:+d}", factor(gain), _gain_look(gain)) for gain in (-5, -3, -2, -1, 0, 1, 2, 3, 5)]
         head = "nats learnt, and the factor by which the token became likelier:"
     else:
         limit = math.log(m.vocab_size)
         steps = [(f"{loss}", f"{math.exp(-loss):.2g}", _loss_look(loss, limit)) for loss in range(0, int(limit) + 1)]
         steps += [(f"{limit:.1f}", f"1/{m.vocab_size:,}", _loss_look(limit, limit))]
         head = "loss in nats, and the probability it means (at the end: an even guess):"
-    cells = (f'<span class="s{kind}" style="{style};padding:1px 6px;display:inline-block;text-align:center"><u>{nats}</u><br>{meaning}</span>'
+    box = "padding:1px 6px;display:inline-block;text-align:center"
+    cells = (f'<span class="s{kind}" style="{style};{box}"><u>{nats}</u><br>{meaning}</span>'
              for nats, meaning, (style, kind, _) in steps)
     return f'<div class="g"><small>{head}</small><br>{"".join(cells)}</div>'
 
@@ -252,7 +259,8 @@ _paper = "background:#fff;color:#000;border:1px solid rgba(128,128,128,.4);borde
 
 def _card(m, label: str, span: range, compared: bool, numbers: bool, scale: bool) -> str:
     "A view of the tokens in `span`: their losses, or what was learnt of them"
-    look = (lambda i: _gain_look(m.learnt[i])) if compared else lambda i: _loss_look(m.losses[i], math.log(m.vocab_size))
+    limit, learnt = math.log(m.vocab_size), m.learnt if compared else None
+    look = lambda i: _gain_look(learnt[i]) if compared else _loss_look(m.losses[i], limit)
     title = _comparison_title if compared else _model_title
     tokens = "".join(_token_html(m, i, look(i), title(m, i), numbers) for i in span)
     legend = _legend(m, compared) if scale else ""
@@ -321,7 +329,8 @@ class TokenTable(list):
     "`TokenLoss`es that show themselves as a table"
     def _lines(self) -> list[list[str]]:
         compared = any(row.base_loss is not None for row in self)
-        heads = ["place", "after", "token", *["base loss"]*compared, "loss", *["learnt"]*compared, "p", "rank", "preferred"]
+        heads = ["place", "after", "token", *["base loss"]*compared, "loss", *["learnt"]*compared, "p", "rank",
+                 "preferred"]
         return [heads, *(_cells(row, compared) for row in self)]
 
     def __repr__(self):
@@ -375,8 +384,8 @@ def _table(m: LossMap, order, n: int) -> TokenTable:
     places = [int(i) for i in order if not math.isnan(m.losses[i])][:n]
     before = lambda i: "".join(m.tokens[max(0, i - 8):i])[-16:]
     base = lambda i: None if m.base is None else float(m.base.losses[i])
-    return TokenTable(TokenLoss(i, before(i), m.names[i], float(m.losses[i]), int(m.ranks[i]), m.preferred[i][0], base(i))
-                      for i in places)
+    return TokenTable(TokenLoss(i, before(i), m.names[i], float(m.losses[i]), int(m.ranks[i]), m.preferred[i][0],
+                                base(i)) for i in places)
 
 
 def _worst(self: LossMap, n: int = 10) -> TokenTable:
@@ -405,12 +414,15 @@ def _html(
     n_worst: int = 5, # rows of the table below
 ) -> str:
     "The heat map as a fragment of HTML, without scripts and without anything from elsewhere"
-    if not 0 <= first < len(self): raise ValueError(f"first={first} is not a token of this text. Use 0 to {len(self) - 1}.")
+    if not 0 <= first < len(self):
+        raise ValueError(f"first={first} is not a token of this text. Use 0 to {len(self) - 1}.")
     if n_tokens < 1: raise ValueError(f"n_tokens={n_tokens} shows no token. Use 1 or more.")
     span = range(first, min(first + n_tokens, len(self)))
     note = "" if len(span) == len(self) else \
-        f"<p>Tokens {span[0]:,} to {span[-1]:,} of {len(self):,}; show others with <code>.html(first=…, n_tokens=…)</code>.</p>"
-    figure = lambda m, name: f"<b>{name}</b>, perplexity {m.perplexity.perplexity:,.1f} over {m.perplexity.tokens:,} tokens"
+        f"<p>Tokens {span[0]:,} to {span[-1]:,} of {len(self):,}; show others with " \
+        "<code>.html(first=…, n_tokens=…)</code>.</p>"
+    figure = lambda m, name: (f"<b>{name}</b>, perplexity {m.perplexity.perplexity:,.1f} "
+                              f"over {m.perplexity.tokens:,} tokens")
     card = lambda m, label, compared, scale: _card(m, label, span, compared, numbers, scale)
     if self.base is None: cards = card(self, figure(self, "model"), False, True)
     else: cards = (card(self.base, figure(self.base, "base"), False, True) +
@@ -418,7 +430,8 @@ def _html(
                    card(self, "<b>what was learnt</b>, base minus fine-tuned", True, True))
     tables = [("The dearest tokens", self.worst(n_worst))]
     if self.base is not None: tables += [("Most learnt", self.most_learnt(n_worst))]
-    below = "".join(f'<div class="h"><b>{head}</b></div><div style="overflow-x:auto">{table._repr_html_()}</div>' for head, table in tables)
+    below = "".join(f'<div class="h"><b>{head}</b></div><div style="overflow-x:auto">{table._repr_html_()}</div>'
+                    for head, table in tables)
     return f'{_css}<div class="clm-losses" style="position:relative">{note}{cards}{below}</div>'
 
 
@@ -453,10 +466,12 @@ def _plot(
     at = range(first, min(first + n_tokens, len(self)))
     fig = Figure(figsize=(max(4, 1.2 + 0.16*len(at)), 3 if self.base is None else 4.6), layout="constrained")
     axes = fig.subplots(1 if self.base is None else 2, sharex=True, squeeze=False)[:, 0]
-    axes[0].bar(at, self.losses[at.start:at.stop], color="#d55e00", label="model" if self.base is None else "fine-tuned")
+    label = "model" if self.base is None else "fine-tuned"
+    axes[0].bar(at, self.losses[at.start:at.stop], color="#d55e00", label=label)
     if self.base is not None: _plot_base(self, axes, at)
     axes[0].set(ylabel="loss (nats)", xlim=(at.start - 0.6, at.stop - 0.4))
-    axes[-1].set_xticks(at, _labels(self.names[at.start:at.stop]), rotation=90, family="monospace", fontsize=7, parse_math=False)
+    style = dict(rotation=90, family="monospace", fontsize=7, parse_math=False)
+    axes[-1].set_xticks(at, _labels(self.names[at.start:at.stop]), **style)
     for ax in axes: ax.spines[["top", "right"]].set_visible(False)
     return fig
 
@@ -504,7 +519,8 @@ def _document(tokenizer, text, add_eos: bool):
         raise ValueError(f"text is a {type(text).__name__}. Give one text, or one row of token ids.")
     if len(ids) < 2: raise ValueError(f"A text of {len(ids)} tokens has none to predict. Give two tokens or more.")
     if not 0 <= min(ids) <= max(ids) < len(tokenizer):
-        raise ValueError(f"Token id {max(ids) if min(ids) >= 0 else min(ids)} is not one of the tokenizer's {len(tokenizer):,}. "
+        wrong = max(ids) if min(ids) >= 0 else min(ids)
+        raise ValueError(f"Token id {wrong} is not one of the tokenizer's {len(tokenizer):,}. "
                          "Use the tokenizer that made the ids.")
     return np.array(ids)
 
@@ -523,19 +539,20 @@ def loss_map(
     models = [model] if base is None else [model, base]
     block_size, stride = _checked_window(models, tokenizer, block_size, stride)
     vocab_size = model.config.get_text_config().vocab_size
-    if not 1 <= n_preferred <= vocab_size: raise ValueError(f"n_preferred={n_preferred} is not between 1 and {vocab_size:,}.")
+    if not 1 <= n_preferred <= vocab_size:
+        raise ValueError(f"n_preferred={n_preferred} is not between 1 and {vocab_size:,}.")
     ids, sizes = _document(tokenizer, text, add_eos), token_bytes(tokenizer)
     spell, special = _speller(tokenizer), set(tokenizer.all_special_ids)
     pieces = [spell(i) for i in ids.tolist()]
-    known = dict(tokens=_texts(pieces, [i in special for i in ids.tolist()]), names=[*map(_name, pieces)], ids=ids.tolist())
-    maps = [_loss_map(known, spell, _scores(m, ids, block_size, stride, n_preferred, sizes), vocab_size) for m in models]
+    texts = _texts(pieces, [i in special for i in ids.tolist()])
+    known = dict(tokens=texts, names=[*map(_name, pieces)], ids=ids.tolist(), vocab_size=vocab_size)
+    maps = [_loss_map(known, spell, _scores(m, ids, block_size, stride, n_preferred, sizes)) for m in models]
     if base is not None: maps[0].base = maps[1]
     return maps[0]
 
 # %% ../nbs/06c_heatmap.ipynb #37fbc7a0
-def _loss_map(known: dict, spell, scores: _Scores, vocab_size: int) -> LossMap:
+def _loss_map(known: dict, spell, scores: _Scores) -> LossMap:
     "The map of one model"
     rows = zip(scores.ranks, scores.likeliest.tolist(), scores.shares.tolist())
     preferred = [[(_name(spell(i)), p) for i, p in zip(*row)] if rank else [] for rank, *row in rows]
-    return LossMap(**known, losses=scores.losses, ranks=scores.ranks, preferred=preferred, perplexity=scores.perplexity,
-                   vocab_size=vocab_size)
+    return LossMap(**known, losses=scores.losses, ranks=scores.ranks, preferred=preferred, perplexity=scores.perplexity)
