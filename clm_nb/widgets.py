@@ -102,7 +102,7 @@ def _take_turns(run: Generation, pieces: dict, stop: threading.Event, clicked: f
             changed(name)
     for left in pieces.values(): left.close()
 
-# %% ../nbs/08_widgets.ipynb #9b0c354f
+# %% ../nbs/08_widgets.ipynb #bb2a45c6
 _looks = [("#56b4e9", "#d6ecf9", "●"), ("#d55e00", "#fbdcc9", "▲"), ("#009e73", "#c9ecdf", "■"),
           ("#cc79a7", "#f5dfeb", "◆"), ("#e69f00", "#fbe6bd", "★"), ("#f0e442", "#faf6c0", "✚")]  # colour, tint, mark
 _line = "1px solid rgba(128,128,128,.4)"
@@ -117,13 +117,13 @@ def _added(i: int, text: str) -> str:
 
 
 def _alert(message: str) -> str:
-    style = "background:#fde3d3;color:#111;border-left:6px solid #d55e00;border-radius:4px;padding:8px 12px;margin:8px 0 0;"
+    style = "background:#fde3d3;color:#111;border-left:6px solid #d55e00;border-radius:4px;padding:8px 12px;margin:8px 0;"
     return f'<div role="alert" style="{style}white-space:pre-wrap;overflow-wrap:anywhere">✖ {escape(message)}</div>'
 
-# %% ../nbs/08_widgets.ipynb #d7a6bcbf
+# %% ../nbs/08_widgets.ipynb #8883ef81
 def _figures(answer: Answer) -> str:
     "Tokens, tokens per second, time to the first text"
-    if not answer.tokens: return "no tokens yet"
+    if not answer.tokens: return "no tokens"
     first = f" · first text after {answer.first:.2f} s" if answer.first is not None else ""
     return f"{answer.tokens:,} token{'s'*(answer.tokens != 1)} · {answer.rate:,.0f} tokens/s{first}"
 
@@ -142,10 +142,10 @@ def _card(i: int, name: str, prompt: str, answer: Answer) -> str:
             f'<div style="display:flex;flex-wrap:wrap;gap:2px 16px;align-items:baseline">{_title(i, name)}'
             f'<span style="font-size:13px;margin-left:auto">{legend}</span></div>'
             f'<div style="opacity:.8;margin-bottom:8px;font-variant-numeric:tabular-nums">{_figures(answer)}</div>'
-            f'<div style="{_text}font-size:15px"><span style="opacity:.8">{escape(prompt)}</span>'
-            f'{_added(i, answer.text)}</div>{_alert(answer.error) if answer.error else ""}</section>')
+            f'{_alert(answer.error) if answer.error else ""}<div style="{_text}font-size:15px">'
+            f'<span style="opacity:.8">{escape(prompt)}</span>{_added(i, answer.text)}</div></section>')
 
-# %% ../nbs/08_widgets.ipynb #933719f2
+# %% ../nbs/08_widgets.ipynb #e150d6da
 def _settings_text(settings: dict) -> str:
     "The settings in words"
     mode = _mode(settings)
@@ -170,7 +170,7 @@ def _row(number: int, run: Generation) -> str:
     "A generation as a row: what was asked, what each model answered"
     grid = "display:grid;gap:8px 16px;grid-template-columns:repeat(auto-fit,minmax(min(240px,100%),1fr));"
     asked = (f'<div style="min-width:0"><b>#{number}</b>{" · stopped" if run.stopped else ""}'
-             f'<div style="{_text}font-size:14px">{escape(run.prompt)}</div>'
+             f'<div class="clm-past" style="{_text}font-size:14px;max-height:9em;overflow:auto">{escape(run.prompt)}</div>'
              f'<div style="opacity:.8;font-size:13px">{escape(_settings_text(run.settings))}</div></div>')
     cells = "".join(_cell(i, name, answer) for i, (name, answer) in enumerate(run.answers.items()))
     return f'<div style="{grid}border-top:{_line};padding:10px 0;line-height:1.45;font-size:15px">{asked}{cells}</div>'
@@ -225,10 +225,12 @@ def _buttons() -> dict: # name → widget
     return dict(generate_button=new("Generate", "play", "primary"), stop_button=new("Stop", "stop", "danger", disabled=True),
                 clear_button=new("Clear", "trash"), new_seed_button=new("New seed", "random", width="150px"))
 
-# %% ../nbs/08_widgets.ipynb #b6c37fa5
+# %% ../nbs/08_widgets.ipynb #6edac8d2
 _style = """<style>
 .clm-generation { --jp-widgets-font-size: 15px; --jp-widgets-inline-height: 34px; --jp-widgets-inline-width-short: 90px; }
 .clm-generation .widget-readout { min-width: 56px; }
+.clm-mode { display: flex; flex-flow: row wrap; align-items: center; }
+.clm-mode > .widget-label { flex: 0 0 150px; text-align: right; }
 .clm-card > *, .clm-card > * > section { height: 100%; }
 @media print { .clm-past { max-height: none !important; } .clm-generation * { print-color-adjust: exact; } }
 </style>"""
@@ -240,6 +242,7 @@ def _page(app) -> "VBox":
     grid = lambda children, width, gap: GridBox(children, layout=Layout(
         grid_template_columns=f"repeat(auto-fit, minmax(min({width}, 100%), 1fr))", grid_gap=gap, width="100%"))
     seed = HBox([app.seed, app.new_seed_button])
+    app.mode.add_class("clm-mode")
     sliders = [app.temperature, app.max_new_tokens, app.top_k, app.repetition_penalty, app.top_p, app.num_beams, seed]
     row = Layout(flex_flow="row wrap", grid_gap="8px", align_items="center", margin="8px 0")
     page = VBox([HTML(_style), app.prompt, app.mode, grid(sliders, "380px", "2px 24px"),
