@@ -40,7 +40,7 @@ def token_label(
     escape = lambda char: char.encode("unicode_escape").decode()
     return "".join(signs.get(char) or (char if char.isprintable() else escape(char)) for char in text)
 
-# %% ../nbs/08b_explore.ipynb #7390e429
+# %% ../nbs/08b_explore.ipynb #58b7b180
 @dataclass
 class Distribution(NextTokens):
     "The likeliest next tokens before and after the options, with the figures of the whole vocabulary"
@@ -54,12 +54,11 @@ class Distribution(NextTokens):
     @property
     def perplexity(self) -> float: return 2**self.entropy
 
-    def summary(self) -> str: # one line
+    def summary(self) -> str: # two lines
         "What the options leave"
         drawn = "1 token" if self.kept == 1 else f"{self.kept:,} tokens"
-        return (f"{drawn} can be drawn · mass kept: {_percent(self.mass)} · entropy {self.entropy_before:.2f} → "
-                f"{self.entropy:.2f} bits · as open as {self.perplexity:,.1f} equally likely tokens "
-                f"(was {self.perplexity_before:,.1f})")
+        return (f"{drawn} can be drawn · mass kept: {_percent(self.mass)}\nentropy {self.entropy_before:.2f} → "
+                f"{self.entropy:.2f} bits · perplexity {self.perplexity_before:,.1f} → {self.perplexity:,.1f}")
 
 # %% ../nbs/08b_explore.ipynb #843e6b41
 def _percent(share: float) -> str:
@@ -91,7 +90,7 @@ def distribution(
     return Distribution([token_label(tokenizer, i) for i in ids], ids, before[top].tolist(), after[top].tolist(),
                         int(kept.sum()), min(float(tempered[kept].double().sum()), 1.0), _entropy(before), _entropy(after))
 
-# %% ../nbs/08b_explore.ipynb #c64f0c22
+# %% ../nbs/08b_explore.ipynb #84316bdb
 @dataclass
 class Path:
     "A greedy continuation, token by token"
@@ -114,9 +113,11 @@ class Path:
 def _odds(p: float) -> str:
     "Small products as one in so many"
     if not p: return "never"
-    return _percent(p) if p >= 0.01 else f"1 in {1/p:,.0f}" if p > 1e-9 else f"1 in {1/p:.0e}"
+    if p >= 1e-4: return _percent(p) if p >= 0.01 else f"1 in {1/p:,.0f}"
+    power = next((n for n in (12, 9, 6, 3) if p < 10.0**-n), 3)
+    return f"1 in {10.0**-power/p:,.3g} {({3: 'thousand', 6: 'million', 9: 'billion', 12: 'trillion'})[power]}"
 
-# %% ../nbs/08b_explore.ipynb #ccd9b4b1
+# %% ../nbs/08b_explore.ipynb #82ba56e5
 def greedy_logits(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -124,7 +125,7 @@ def greedy_logits(
     steps: int = 12, # at most
 ): # (list of new ids, (steps or 1, vocabulary) float32 tensor on the CPU)
     "The likeliest continuation and what each of its tokens was chosen from; the first row is there in any case"
-    import torch
+    import copy, torch
     from clm_nb.train import context_length
     _check_room(model, len(ids))
     steps, prompt = min(steps, (context_length(model.config) or math.inf) - len(ids)), torch.tensor([ids], device=model.device)
@@ -132,6 +133,8 @@ def greedy_logits(
         if steps < 1: return [], model(prompt).logits[0, -1:].float().cpu()
         config, _ = clean_config(model, tokenizer, steps, False, 1.0, 0, 1.0, 1)
         config.update(output_logits=True, return_dict_in_generate=True)
+        model = copy.copy(model)
+        model.generation_config = config
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
     return out.sequences[0, len(ids):].tolist(), torch.cat(out.logits).float().cpu()
 
@@ -194,7 +197,7 @@ def _chip(label: str, below: str, background: str) -> str:
     number = f'<span style="display:block;font-size:12px;line-height:16px">{below}</span>' if below else ""
     return f'<span style="display:inline-block;text-align:center;margin:1px;vertical-align:top;line-height:22px">{box}{number}</span>'
 
-# %% ../nbs/08b_explore.ipynb #3dcb8cfc
+# %% ../nbs/08b_explore.ipynb #dab29fa2
 def _path_html(path: Path, colour: str) -> str:
     "The path as tinted tokens with their numbers, and its product"
     chips = "".join(_chip(token, _percent(p), _tint(p, colour)) for token, p in zip(path.tokens, path.before))
@@ -209,7 +212,7 @@ def _head_html(name: str, shown: Distribution, colour: str, scale: float) -> str
     legend = (f'{swatch(f"border:1.5px solid {colour};background:{colour}22")} the model → {swatch(f"background:{colour}")} '
               f'with these settings · full width: {scale:.0%}')
     return (f'<div style="font-size:15px;line-height:1.4"><b style="font-size:17px;border-bottom:3px solid {colour}">{escape(name)}</b>'
-            f'<div>{shown.summary()}</div><div style="{_muted};font-size:14px">{legend}</div></div>')
+            f'<div style="white-space:pre-line">{shown.summary()}</div><div style="{_muted};font-size:14px">{legend}</div></div>')
 
 # %% ../nbs/08b_explore.ipynb #0340ad51
 class _Explored:
@@ -233,11 +236,11 @@ class _Explored:
                               for name, model in self.models.items()}
         except Exception as e: self.error = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
 
-# %% ../nbs/08b_explore.ipynb #5fa561e8
+# %% ../nbs/08b_explore.ipynb #5d96260a
 def _sliders(n: int) -> dict:
     "The controls of the distribution, by name"
     import ipywidgets as w
-    long = dict(continuous_update=True, layout=w.Layout(width="290px"), style=dict(description_width="90px"))
+    long = dict(continuous_update=True, layout=w.Layout(flex="1 1 260px", max_width="400px"), style=dict(description_width="90px"))
     return dict(temperature=w.FloatSlider(1.0, min=0.05, max=3.0, step=0.05, description="temperature", **long),
                 top_k=w.IntSlider(0, min=0, max=100, description="top-k (0: all)", **long),
                 top_p=w.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, description="top-p (1: all)", **long),
@@ -250,7 +253,7 @@ def _checked(controls: dict, values: dict):
         if name not in controls: raise ValueError(f"{name} can't be set. Use one of {', '.join(controls)}.")
         low, high = (getattr(controls[name], end, None) for end in ("min", "max"))
         if name == "prompt" and not isinstance(value, str): raise ValueError(f"prompt={value!r} is no text. Give a string.")
-        if low is not None and not low <= value <= high: raise ValueError(f"{name}={value} can't be used. Use {low} to {high}.")
+        if low is not None and not (isinstance(value, (int, float)) and low <= value <= high): raise ValueError(f"{name}={value!r} can't be used. Use {low} to {high}.")
 
 # %% ../nbs/08b_explore.ipynb #f59b6c74
 class _Column:
@@ -323,7 +326,7 @@ class NextTokenExplorer(_Explored, LiveView):
         "The options that the sliders stand at"
         return {name: self.controls[name].value for name in ("temperature", "top_k", "top_p")}
 
-# %% ../nbs/08b_explore.ipynb #88403e25
+# %% ../nbs/08b_explore.ipynb #b27ae701
 def _build(self, n: int):
     "The widgets; each control is an attribute too"
     import ipywidgets as w
@@ -337,8 +340,8 @@ def _build(self, n: int):
     self.reset_button.on_click(lambda _: self.reset())
     self.line, self._held = w.HTML(layout=wide), False
     self.columns = {name: _Column(self.append, lambda name=name: self.draw(name)) for name in self.models}
-    sliders = w.HBox([self.controls[name] for name in ("temperature", "top_k", "top_p", "n")], layout=wrap)
-    self.ui = w.VBox([self.prompt, sliders, self.line, w.HBox([self.undo_button, self.reset_button]),
+    sliders = w.HBox([self.controls[name] for name in ("temperature", "top_k", "top_p")], layout=wrap)
+    self.ui = w.VBox([self.prompt, sliders, self.line, w.HBox([self.undo_button, self.reset_button, self.n], layout=wrap),
                       w.HBox([column.ui for column in self.columns.values()], layout=wrap)])
     for name, control in self.controls.items(): control.observe(self._on_prompt if name == "prompt" else self._on_slider, "value")
 
@@ -498,7 +501,7 @@ def _explorer_repr(self): return f"NextTokenExplorer({', '.join(self.models)}; {
 
 NextTokenExplorer._repr_html_, NextTokenExplorer.__repr__ = _static_html, _explorer_repr
 
-# %% ../nbs/08b_explore.ipynb #6586a969
+# %% ../nbs/08b_explore.ipynb #bb2b43ce
 def _draw_bars(ax, shown: Distribution, colour: str, title: str):
     "Outlines before, filled bars after, cut ones hatched"
     at = range(len(shown.tokens))
@@ -508,7 +511,8 @@ def _draw_bars(ax, shown: Distribution, colour: str, title: str):
     if cut: ax.barh(cut, [shown.before[i] for i in cut], 0.8, fill=False, hatch="////", edgecolor=colour, linestyle="--", label="cut")
     ax.set_yticks(list(at), shown.tokens, family="monospace", parse_math=False)
     ax.invert_yaxis()
-    ax.set(xlabel="probability", title=title)
+    ax.set_xlabel("probability")
+    ax.set_title(title, parse_math=False)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower right")
 
