@@ -53,7 +53,15 @@ def batch_picture(page, path, **look):
           title("18px 0 4px", "DataCollatorForLanguageModeling, padding = EOS") + theirs._repr_html_(), path, **look)
 
 
-pictures = {"blocks": block_viewer, "ledger_flow": ledger_picture, "batch": batch_picture}
+def results_picture(page, path, **look):
+    from clm_nb.results import show_results
+    from clm_nb.train import embedded_run, load_model
+    documents = flatten(load_corpus("python-docs"), explode=True)["test"]
+    model, base = load_model(embedded_run()), load_model("python-docs-gpt2")
+    shoot(page, show_results(model, documents, load_tokenizer("python-docs-gpt2"), base)._repr_html_(), path, **look)
+
+
+pictures = {"blocks": block_viewer, "ledger_flow": ledger_picture, "batch": batch_picture, "results": results_picture}
 
 
 if __name__ == "__main__":
