@@ -6,7 +6,7 @@ from pathlib import Path
 flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
-patience = 60_000  # ms until something that must appear is taken to be missing
+patience = int(os.environ.get('PATIENCE', 60_000))  # ms until something that must appear is taken to be missing
 
 
 def installed() -> str | None:
