@@ -39,16 +39,17 @@ def cached_copy(
     folder = Path(config).parent if isinstance(config, str) else None
     return str(folder) if folder and any(folder.glob("*.safetensors")) else None
 
-# %% ../nbs/08c_app.ipynb #b4047b7a
+# %% ../nbs/08c_app.ipynb #c514a3b8
 def find_base(
     folder, # of a model, with a `run.json` if it is a run
 ) -> tuple[str | None, str]: # (name or folder, sentence): one of them is empty
     "What a run was trained from, or why that can't be shown"
     path = Path(folder, "run.json")
     if not path.is_file(): return None, "It has no run.json that names the model it was trained from."
-    try: source = json.loads(path.read_text()).get("source") or {}
+    try:
+        source = json.loads(path.read_text(encoding="utf-8")).get("source") or {}
+        name = source.get("model_name_or_path")
     except (ValueError, AttributeError): return None, "Its run.json can't be read."
-    name = source.get("model_name_or_path")
     if source.get("config_name"): return None, "It was trained from scratch: there is no model before it."
     if not name: return None, "Its run.json doesn't name the model it was trained from."
     if name == "python-docs-gpt2": return name, ""
@@ -84,7 +85,7 @@ def _tokenizer(name: str, other):
     try: return load_tokenizer(name)
     except (ValueError, OSError): return other
 
-# %% ../nbs/08c_app.ipynb #5b28bc44
+# %% ../nbs/08c_app.ipynb #57d5229b
 class RunApp(LiveView):
     "The generation app for a model and its base, with a heading"
     def __init__(self,
@@ -105,7 +106,7 @@ class RunApp(LiveView):
         "Which models these are"
         from html import escape
         beside = f"beside what it was trained from, <code>{escape(self.found.base)}</code>" if self.found.base else "alone"
-        return (f'<h2 style="margin:.3em 0">Continue a text</h2><p style="margin:.3em 0 1em">'
+        return (f'<h2 style="margin:.3em 0">Continue a text</h2><p style="margin:.3em 0 1em;font-size:15px">'
                 f'<code>{escape(self.found.model)}</code>, {beside}. {escape(self.found.note)}</p>')
 
 # %% ../nbs/08c_app.ipynb #fb989ab1

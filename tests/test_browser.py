@@ -149,6 +149,27 @@ def notebook_server(tmp_path_factory):
     with Jupyter(tmp_path_factory.mktemp("notebook"), "notebook") as jupyter: yield jupyter
 
 
+def test_explorer(lab, browser):
+    "The temperature moves by keyboard, and the bars with it; a token that is clicked is appended"
+    with notebook(lab, browser, "explorer", setup, explorer) as page:
+        slider = page.locator(".widget-slider").filter(has_text="temperature").get_by_role("slider")
+        slider.wait_for()
+        shares = page.get_by_text(re.compile("^[^ ]+% → [^ ]+%$"))
+        first = shares.first.inner_text()
+        slider.focus()
+        for _ in range(10): page.keyboard.press("ArrowLeft")
+        page.get_by_text(first, exact=True).wait_for(state="detached")
+        after = lambda text: float(re.search("→ ([0-9.]+)%", text)[1])
+        assert after(shares.first.inner_text()) > after(first)  # colder: the likeliest gains
+        appended = lambda n: page.get_by_text(re.compile(rf"\+ {n} tokens$"))
+        appended(0).first.wait_for()
+        page.get_by_title(re.compile("^append token")).first.click()
+        appended(1).first.wait_for()
+        pictures(lab, page, page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea").first, "explorer")
+        button(page, "Undo").click()
+        appended(0).first.wait_for()
+
+
 def test_heat_map_tells_on_hover(lab, browser):
     with notebook(lab, browser, "heat_map", setup, heat_map) as page:
         token = page.locator(".clm-losses .t").nth(3)
