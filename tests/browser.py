@@ -1,11 +1,20 @@
 "A headless browser, and the JupyterLab or Notebook that it looks at"
-import json, os, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.error, urllib.request
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 names = "chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
+connected = """async () => {
+    const at = () => window.jupyterapp.shell.currentWidget?.sessionContext;
+    while (!at()?.session?.kernel) await new Promise(done => setTimeout(done, 50));
+    await at().ready;
+    await at().session.kernel.info;
+    while (at().session.kernel.connectionStatus != 'connected' || at().session.kernel.status != 'idle')
+        await new Promise(done => setTimeout(done, 50)) }"""
 patience = int(os.environ.get('PATIENCE', 60_000))  # ms until something that must appear is taken to be missing
 
 
@@ -129,20 +138,33 @@ class Jupyter:
     def open(self, page, name: str):
         "Open a notebook as a link to it would"
         tree = "lab/tree" if self.kind == "lab" else "notebooks"
-        page.goto(f"http://127.0.0.1:{self.port}/{tree}/{name}?token={self.token}")
+        page.goto(f"http://127.0.0.1:{self.port}/{tree}/{name}?token={self.token}&reset")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-        page.wait_for_function("document.querySelector('[data-status=idle], .jp-mod-idle, .jp-Notebook-ExecutionIndicator')")
+        page.evaluate(connected)
 
     def run_all(self, page):
         "Run → Run All Cells"
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        started = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]+\]")).first
+        for timeout in (10_000, patience):  # a kernel that is only just there may lose the first request
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            with suppress(PlaywrightTimeout if timeout < patience else ()): return started.wait_for(timeout=timeout)
 
     def theme(self, page, name: str):
         "Switch to JupyterLab's light or dark theme"
         page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
                       f"JupyterLab {name.title()}")
         page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str(name == "light").lower())
+        page.locator("#jupyterlab-splash").wait_for(state="detached")
+
+    def end_kernels(self):
+        "Shut all kernels down"
+        address = f"http://127.0.0.1:{self.port}/api/sessions"
+        token = {"Authorization": f"token {self.token}"}
+        with urllib.request.urlopen(urllib.request.Request(address, headers=token)) as answer: sessions = json.load(answer)
+        for session in sessions:
+            ending = urllib.request.Request(f"{address}/{session['id']}", headers=token, method="DELETE")
+            urllib.request.urlopen(ending).close()
 
 
 def shot(place, name: str, **options):

@@ -38,7 +38,7 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 from clm_nb.train import train
 class Slow(TrainerCallback):
-    def on_step_end(self, *args, **kwargs): time.sleep(0.1)
+    def on_step_end(self, *args, **kwargs): time.sleep(0.25)
 rows = Dataset.from_dict({"input_ids": [[i % 400 for i in range(n, n + 32)] for n in range(64)]})
 train(tiny.gpt2(), DatasetDict(train=rows, test=rows), tokenizer, tempfile.mkdtemp(), callbacks=(Slow(),), max_steps=40,
       per_device_train_batch_size=4, logging_steps=5, eval_strategy="no", save_strategy="no", report_to="none")
@@ -71,9 +71,12 @@ def notebook(jupyter, browser, name, *cells):
     "A page with a notebook that has been run, as a person would open and run it"
     jupyter.write(f"{name}.ipynb", *cells)
     page = open_page(browser)
-    jupyter.open(page, f"{name}.ipynb")
-    jupyter.run_all(page)
-    with seen(page, name): yield page
+    try:
+        with seen(page, name):
+            jupyter.open(page, f"{name}.ipynb")
+            jupyter.run_all(page)
+            yield page
+    finally: jupyter.end_kernels()
     assert page.hosts == {"127.0.0.1"}, "something was loaded from elsewhere"
 
 
@@ -194,10 +197,11 @@ def test_training_is_shown_in_one_place(lab, browser):
         further(first)
         second = seen()
         assert 0 < first < second < 40
-        assert cell.locator(".jp-OutputArea-child").count() == 1
+        displays = cell.locator(".jp-RenderedHTMLCommon.jp-OutputArea-output")
+        assert displays.count() == 1
         further(39)
-        assert cell.locator(".jp-OutputArea-child").count() == 1
-        pictures(lab, page, cell.locator(".jp-OutputArea").first, "training")
+        assert displays.count() == 1
+        pictures(lab, page, displays.first, "training")
 
 
 def descendants(process) -> list: return psutil.Process(process.pid).children(recursive=True)
