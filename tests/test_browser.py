@@ -157,12 +157,12 @@ def test_explorer(lab, browser):
     with notebook(lab, browser, "explorer", setup, explorer) as page:
         slider = page.locator(".widget-slider").filter(has_text="temperature").get_by_role("slider")
         slider.wait_for()
-        shares = page.get_by_text(re.compile("^[^ ]+% → [^ ]+%$"))
+        shares = page.get_by_text(re.compile(r"^[\d.]+\s*% → [\d.]+\s*%$"))
         first = shares.first.inner_text()
         slider.focus()
         for _ in range(10): page.keyboard.press("ArrowLeft")
         page.get_by_text(first, exact=True).wait_for(state="detached")
-        after = lambda text: float(re.search("→ ([0-9.]+)%", text)[1])
+        after = lambda text: float(re.search(r"→ ([\d.]+)", text)[1])
         assert after(shares.first.inner_text()) > after(first)  # colder: the likeliest gains
         appended = lambda n: page.get_by_text(re.compile(rf"\+ {n} tokens$"))
         appended(0).first.wait_for()
