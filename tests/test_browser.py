@@ -70,7 +70,7 @@ def seen(page, name):
 def notebook(jupyter, browser, name, *cells):
     "A page with a notebook that has been run, as a person would open and run it"
     jupyter.write(f"{name}.ipynb", *cells)
-    page = open_page(browser)
+    page = open_page(browser, width=1360, height=1700)
     try:
         with seen(page, name):
             jupyter.open(page, f"{name}.ipynb")
