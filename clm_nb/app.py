@@ -235,11 +235,11 @@ def serve_page(
     finally:
         for s, handler in before.items(): signal.signal(s, handler)
 
-# %% ../nbs/08c_app.ipynb #130cb329
+# %% ../nbs/08c_app.ipynb #d2343aaf
 def check_voila():
-    "`RuntimeError` where Voilà isn't installed"
+    "`RuntimeError` where Voilà, or the kernel it runs notebooks with, isn't installed"
     from importlib.util import find_spec
-    if not find_spec("voila"): raise RuntimeError('clm_nb app needs Voilà: pip install "clm_nb[app]"')
+    if not (find_spec("voila") and find_spec("ipykernel")): raise RuntimeError('clm_nb app needs Voilà: pip install "clm_nb[app]"')
 
 
 def run_app(
