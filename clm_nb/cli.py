@@ -1,4 +1,4 @@
-"""`clm_nb demo`, `train`, `perplexity` and `generate`, with the flags of the ecosystem
+"""`clm_nb demo`, `train`, `perplexity`, `generate` and `app`, with the flags of the ecosystem
 
 Docs: https://clm-nb.github.io/clm_nb/cli.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/cli.html.md"""
 # %% auto #0
 __all__ = ['DataArguments', 'ModelArguments', 'ScratchArguments', 'GenerateArguments', 'PerplexityArguments', 'parse_training',
            'file_flags', 'train_parser', 'train_command', 'demo_command', 'perplexity_command', 'generate_command',
-           'cache_command', 'main']
+           'app_command', 'cache_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #3770a793
 import argparse, json, sys
@@ -129,12 +129,13 @@ def file_flags(
     return [part for name, value in given.items() if value is not None
             for part in (f"--{name}", *(map(text, value) if isinstance(value, list) else [text(value)]))]
 
-# %% ../nbs/10_cli.ipynb #e651e7c9
+# %% ../nbs/10_cli.ipynb #0933db02
 _about = {
     "demo": "Fine-tune the embedded model on the embedded corpus: no network, account or GPU needed.",
     "train": "Fine-tune a causal language model and save it, with everything that tells what was done, in --output_dir.",
     "perplexity": "Measure the perplexity of a model on held-out blocks of a data set, or on a text.",
     "generate": "Continue a prompt.",
+    "app": "Serve the generation app as a page on this machine, for a browser, until Ctrl-C.",
     "cache": "Show what is kept from earlier runs (corpora, tokens, blocks, models), or delete it.",
 }
 _training_flags = ("Every field of transformers.TrainingArguments is a flag too: --learning_rate, --num_train_epochs, --max_steps, "
@@ -267,6 +268,28 @@ def generate_command(
         for piece in pieces: print(piece, end="", flush=True)
         print()
 
+# %% ../nbs/10_cli.ipynb #4c3a8cb1
+def app_command(
+    argv: list[str], # what stands behind `clm_nb app`
+):
+    "Serve the generation app until Ctrl-C"
+    shown = ("prompt", "max_new_tokens", "temperature", "top_k", "top_p")
+    parser = _parser("app", _about["app"])
+    say = lambda name, help, **kwargs: parser.add_argument(f"--{name}", help=help, **kwargs)
+    say("model", "run folder, other folder, or Hub id (default: the embedded model, before and after fine-tuning)")
+    say("port", "of the page, on 127.0.0.1 (default: any that is free)", type=int)
+    say("open", "show the page in the default browser", action="store_true", dest="open_browser")
+    section = parser.add_argument_group("What the app begins with")
+    for f in fields(GenerateArguments):
+        if f.name in shown: _flag(section, f)
+    say("seed", "the same seed gives the same text", type=int, default=argparse.SUPPRESS)
+    given = vars(parser.parse_args(argv))
+    from clm_nb.app import check_voila, free_port, run_app
+    check_voila()
+    given["port"] = free_port(given["port"])
+    _quiet()
+    run_app(**given)
+
 # %% ../nbs/10_cli.ipynb #66a79c2a
 def cache_command(
     argv: list[str], # what stands behind `clm_nb cache`
@@ -281,9 +304,9 @@ def cache_command(
     for kind, size in sizes.items(): print(f"{kind:<12}{size/1e6:>10,.1f} MB")
     print(f"{'all':<12}{sum(sizes.values())/1e6:>10,.1f} MB in {cache_dir()}")
 
-# %% ../nbs/10_cli.ipynb #37675e7b
+# %% ../nbs/10_cli.ipynb #06e09cc7
 _commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command, "generate": generate_command,
-             "cache": cache_command}
+             "app": app_command, "cache": cache_command}
 
 
 def _quiet():
@@ -295,7 +318,7 @@ def _quiet():
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
-# %% ../nbs/10_cli.ipynb #70ffbb91
+# %% ../nbs/10_cli.ipynb #8a65ca8b
 def main(
     argv: list[str] | None = None, # arguments; None: those of the process
 ) -> int: # exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted
@@ -309,7 +332,7 @@ def main(
     for name in _commands: commands.add_parser(name, help=_about[name], add_help=False)
     given, rest = parser.parse_known_args(argv)
     try:
-        if given.command != "cache" and not {"-h", "--help"} & set(rest): _quiet()
+        if given.command not in ("app", "cache") and not {"-h", "--help"} & set(rest): _quiet()
         _commands[given.command](rest)
     except KeyboardInterrupt: return print("\nclm_nb: interrupted", file=sys.stderr) or 130
     except (ValueError, OSError, RuntimeError, TypeError) as e:

@@ -54,7 +54,7 @@ from contextlib import redirect_stdout
 from clm_nb.cli import main
 out = io.StringIO()
 with redirect_stdout(out):
-    for argv in ([], ["demo"], ["train"], ["perplexity"], ["generate"]):
+    for argv in ([], ["demo"], ["train"], ["perplexity"], ["generate"], ["app"]):
         try: main([*argv, "--help"])
         except SystemExit as exit: assert exit.code == 0
 print([m for m in {heavy} if m in sys.modules])

@@ -1,0 +1,268 @@
+"What a person sees and clicks, in a real browser: the apps in JupyterLab and Notebook, and the page of `clm_nb app`"
+import re, signal, subprocess, sys
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil, pytest
+import browser as chrome
+from browser import Jupyter, chromium, open_page, patience, shot
+import tiny
+
+setup = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import tiny
+tokenizer = tiny.tokenizer()
+def slow():  # so that the text can be seen to grow
+    model = tiny.gpt2()
+    model.register_forward_pre_hook(lambda *_: time.sleep(0.03))
+    return model
+"""
+generation = """
+from clm_nb.widgets import GenerationApp
+app = GenerationApp({"base": slow(), "fine-tuned": slow()}, tokenizer, "The quick", max_new_tokens=200)
+app
+"""
+explorer = """
+from clm_nb.explore import NextTokenExplorer
+NextTokenExplorer({"base": tiny.gpt2(), "fine-tuned": tiny.gpt2(n_head=4)}, tokenizer, "The quick brown fox")
+"""
+heat_map = """
+from clm_nb.heatmap import loss_map
+loss_map(tiny.gpt2(), tokenizer, "The quick brown fox jumps over the lazy dog.", base=tiny.gpt2(n_head=4))
+"""
+training = """
+import tempfile
+from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
+from clm_nb.train import train
+class Slow(TrainerCallback):
+    def on_step_end(self, *args, **kwargs): time.sleep(0.25)
+rows = Dataset.from_dict({"input_ids": [[i % 400 for i in range(n, n + 32)] for n in range(64)]})
+train(tiny.gpt2(), DatasetDict(train=rows, test=rows), tokenizer, tempfile.mkdtemp(), callbacks=(Slow(),), max_steps=40,
+      per_device_train_batch_size=4, logging_steps=5, eval_strategy="no", save_strategy="no", report_to="none")
+None
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser: yield browser
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with Jupyter(tmp_path_factory.mktemp("lab")) as jupyter: yield jupyter
+
+
+@contextmanager
+def seen(page, name):
+    "Close the page at the end; keep a picture of it where something fails"
+    try: yield page
+    except Exception:
+        shot(page, f"failed-{name}")
+        raise
+    finally: page.close()
+
+
+@contextmanager
+def notebook(jupyter, browser, name, *cells):
+    "A page with a notebook that has been run, as a person would open and run it"
+    jupyter.write(f"{name}.ipynb", *cells)
+    page = open_page(browser, width=1360, height=1700)
+    try:
+        with seen(page, name):
+            jupyter.open(page, f"{name}.ipynb")
+            jupyter.run_all(page)
+            yield page
+    finally: jupyter.end_kernels()
+    assert page.hosts == {"127.0.0.1"}, "something was loaded from elsewhere"
+
+
+def pictures(jupyter, page, part, name):
+    "Pictures of a part of the page, light and dark"
+    for theme in ("light", "dark"):
+        jupyter.theme(page, theme)
+        part.scroll_into_view_if_needed()
+        shot(part, f"{name}-{jupyter.kind}-{theme}")
+    jupyter.theme(page, "light")
+
+
+def tokens(page) -> int:
+    "How many tokens the first answer has"
+    found = re.search(r"([\d,]+) tokens? ·", page.locator("section").first.inner_text())
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def more_tokens(page, than: int) -> int:
+    "Wait until the first answer has grown"
+    page.wait_for_function("""n => {
+        const found = document.querySelector('section')?.innerText.match(/([\\d,]+) tokens? ·/);
+        return found && Number(found[1].replace(',', '')) > n }""", arg=than)
+    return tokens(page)
+
+
+def button(page, name): return page.get_by_role("button", name=re.compile(f"{name}$"))  # an icon may stand before it
+
+
+def generates_and_stops(page):
+    "Generate, see the text grow in at least two steps, stop it, and see it stand still"
+    button(page, "Generate").click()
+    first = more_tokens(page, 0)
+    second = more_tokens(page, first)
+    assert 0 < first < second < 200
+    button(page, "Stop").click()
+    page.get_by_role("status").filter(has_text="Stopped").wait_for()
+    stopped = tokens(page)
+    assert stopped < 200
+    button(page, "Stop").and_(page.locator(":disabled")).wait_for()
+    assert tokens(page) == stopped
+
+
+def recovers_from_an_error(page):
+    "A prompt that is too long is told in the app; the next one works"
+    page.get_by_label("Prompt", exact=True).fill("word "*400)
+    button(page, "Generate").click()
+    page.get_by_role("alert").first.wait_for()
+    assert "context" in page.get_by_role("alert").first.inner_text()
+    page.get_by_label("Prompt", exact=True).fill("The lazy dog")
+    button(page, "Generate").click()
+    more_tokens(page, 2)
+    assert not page.locator("section").first.get_by_role("alert").count()
+    button(page, "Stop").click()
+    page.get_by_role("status").filter(has_text="Stopped").wait_for()
+
+
+@pytest.mark.parametrize("kind", ["lab", "notebook"])
+def test_generation_app(kind, request, browser, tmp_path):
+    if kind == "lab": jupyter = request.getfixturevalue("lab")
+    else:
+        assert find_spec("notebook"), "the dev extra has Notebook: pip install -e '.[dev]'"
+        jupyter = request.getfixturevalue("notebook_server")
+    with notebook(jupyter, browser, "generation", setup, generation) as page:
+        button(page, "Generate").wait_for()
+        generates_and_stops(page)
+        pictures(jupyter, page, page.locator(".clm-generation").first, "generation")
+        recovers_from_an_error(page)
+
+
+@pytest.fixture(scope="module")
+def notebook_server(tmp_path_factory):
+    with Jupyter(tmp_path_factory.mktemp("notebook"), "notebook") as jupyter: yield jupyter
+
+
+def test_explorer(lab, browser):
+    "The temperature moves by keyboard, and the bars with it; a token that is clicked is appended"
+    with notebook(lab, browser, "explorer", setup, explorer) as page:
+        slider = page.locator(".widget-slider").filter(has_text="temperature").get_by_role("slider")
+        slider.wait_for()
+        shares = page.get_by_text(re.compile(r"^[\d.]+\s*% → [\d.]+\s*%$"))
+        first = shares.first.inner_text()
+        slider.focus()
+        for _ in range(10): page.keyboard.press("ArrowLeft")
+        page.get_by_text(first, exact=True).wait_for(state="detached")
+        after = lambda text: float(re.search(r"→ ([\d.]+)", text)[1])
+        assert after(shares.first.inner_text()) > after(first)  # colder: the likeliest gains
+        appended = lambda n: page.get_by_text(re.compile(rf"\+ {n} tokens$"))
+        appended(0).first.wait_for()
+        page.get_by_title(re.compile("^append token")).first.click()
+        appended(1).first.wait_for()
+        pictures(lab, page, page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea").first, "explorer")
+        button(page, "Undo").click()
+        appended(0).first.wait_for()
+
+
+def test_heat_map_tells_on_hover(lab, browser):
+    with notebook(lab, browser, "heat_map", setup, heat_map) as page:
+        token = page.locator(".clm-losses .t").nth(3)
+        token.wait_for()
+        shown = "e => getComputedStyle(e.querySelector('span'), '::after').content"
+        assert token.evaluate(shown) in ("none", "normal")
+        token.hover()
+        page.wait_for_function("e => getComputedStyle(e.querySelector('span'), '::after').content.length > 20",
+                               arg=token.element_handle())
+        pictures(lab, page, page.locator(".clm-losses").first, "heat_map")
+
+
+def test_training_is_shown_in_one_place(lab, browser):
+    with notebook(lab, browser, "training", setup, training) as page:
+        cell = page.locator(".jp-CodeCell").nth(1)
+        seen = lambda: int(re.search(r"(\d+) of 40", cell.inner_text())[1])
+        further = lambda n: page.wait_for_function("""n => {
+            const found = document.querySelectorAll('.jp-CodeCell')[1].innerText.match(/(\\d+) of 40/);
+            return found && Number(found[1]) > n }""", arg=n)
+        further(0)
+        first = seen()
+        further(first)
+        second = seen()
+        assert 0 < first < second < 40
+        displays = cell.locator(".jp-RenderedHTMLCommon.jp-OutputArea-output")
+        assert displays.count() == 1
+        further(39)
+        assert displays.count() == 1
+        pictures(lab, page, displays.first, "training")
+
+
+def descendants(process) -> list: return psutil.Process(process.pid).children(recursive=True)
+
+
+@contextmanager
+def served(folder, *flags):
+    "`clm_nb app` in a process of its own, with the address that it prints"
+    code = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, "app", "--model", str(folder), *flags]
+    with open(Path(folder).parent/"app.err", "w+") as errors:
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
+        line = process.stdout.readline()
+        process.address = next(iter(re.findall(r"http://127\.0\.0\.1:\d+/", line)), None)
+        assert process.address, Path(errors.name).read_text()
+        try: yield process
+        finally:
+            left = descendants(process) if process.poll() is None else []
+            for p in [process, *left]: p.kill()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    "A run of a tiny model, with its base beside it"
+    import json
+    for name in ("base", "run"):
+        tiny.gpt2(n_head=4 if name == "base" else 2).save_pretrained(tmp_path/name)
+        tiny.tokenizer().save_pretrained(tmp_path/name)
+    source = dict(source=dict(model_name_or_path=str(tmp_path/"base")))
+    (tmp_path/"run"/"run.json").write_text(json.dumps(source))
+    return tmp_path/"run"
+
+
+def test_app_page(run_folder, browser):
+    "The page works, loads nothing from elsewhere, and neither a closed tab nor Ctrl-C leaves a kernel behind"
+    with served(run_folder, "--prompt", "The quick") as process, seen(open_page(browser), "app-page") as page:
+        page.goto(process.address)
+        button(page, "Generate").wait_for()
+        assert page.get_by_label("Prompt", exact=True).input_value() == "The quick"
+        assert page.locator("section").count() == 2  # base and fine-tuned
+        button(page, "Generate").click()
+        assert more_tokens(page, 1) > 1
+        page.get_by_role("status").filter(has_text="Done").wait_for()
+        assert_light_and_dark(page)
+        assert page.hosts == {"127.0.0.1"} and not page.errors
+        assert len(kernels := descendants(process)) == 1 and kernels[0].cmdline()[0] == sys.executable
+        page.goto("about:blank")
+        assert not psutil.wait_procs(kernels, timeout=30)[1], "the kernel of a closed tab lives on"
+        page.goto(process.address)
+        button(page, "Generate").wait_for()
+        assert len(kernels := descendants(process)) == 1
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0 and "stopped" in process.stdout.read()
+        assert not psutil.wait_procs(kernels, timeout=10)[1], "a kernel outlives the server"
+
+
+def assert_light_and_dark(page):
+    "The page follows the browser's setting"
+    colours = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        shot(page, f"app-page-{scheme}", full_page=True)
+        colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert colours["light"] == "rgb(255, 255, 255)" != colours["dark"]
