@@ -10,7 +10,7 @@ __all__ = ['embedded_shape', 'pretraining', 'embedded_finetuning', 'RunTrainer',
            'training_arguments', 'check_output_dir', 'write_run', 'digest', 'describe_run', 'write_card',
            'make_trainer', 'save_run', 'train', 'embedded_run']
 
-# %% ../nbs/05_train.ipynb #fdc6b176
+# %% ../nbs/05_train.ipynb #fa765ff9
 import copy, hashlib, json, os, platform, re, sys
 import torch
 from contextlib import nullcontext
@@ -23,6 +23,7 @@ from .flatten import flatten
 from .group import group
 from .load import Ledger, fingerprint, ledger_to_dict, load_corpus, made_by
 from .perplexity import evaluating, perplexity_hooks
+from .report import write_report
 from .share import HubTrainer, check_hub
 from .speed import device_and_precision, fused_loss, keep_freed_memory
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
@@ -444,7 +445,7 @@ def _masks_eos(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
-# %% ../nbs/05_train.ipynb #36db767a
+# %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(
     trainer: Trainer, # after training
 ):
@@ -461,6 +462,7 @@ def save_run(
         if sampler := trainer.live.sampler: write_run(folder, sample_prompt=sampler.prompt, samples_by_step=trainer.live.samples)
         loss_curve(trainer.state.log_history).savefig(folder/"loss.png", dpi=150)
         write_card(folder)
+        write_report(folder)
 
 # %% ../nbs/05_train.ipynb #92f540ec
 def train(
@@ -501,11 +503,11 @@ def train(
     if push and args.push_to_hub: trainer.push_to_hub()
     return trainer
 
-# %% ../nbs/05_train.ipynb #6b521e8d
+# %% ../nbs/05_train.ipynb #b819daa4
 def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` read it
     "The embedded model fine-tuned on the embedded corpus: made once, then kept in the cache"
     base, tokenizer = load_model("python-docs-gpt2"), load_tokenizer("python-docs-gpt2")
     blocks = group(tokenize(flatten(load_corpus("python-docs")), tokenizer), embedded_shape["n_positions"])
-    key = fingerprint("run", 1, Path(base.name_or_path).name, blocks["train"]._fingerprint, embedded_finetuning)
-    settings = embedded_finetuning | dict(save_strategy="no", disable_tqdm=bool(notebook_shell()))
+    key = fingerprint("run", 2, Path(base.name_or_path).name, blocks["train"]._fingerprint, embedded_finetuning)
+    settings = embedded_finetuning | dict(sample_prompt='The "with" statement', save_strategy="no", disable_tqdm=bool(notebook_shell()))
     return made_once("models", key, lambda folder: train(base, blocks, tokenizer, folder, **settings))
