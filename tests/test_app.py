@@ -178,7 +178,7 @@ def test_the_server(run, tmp_path, monkeypatch):
         status, headers, page = get(address)
         assert status == 200 and "default-src 'self'" in headers["Content-Security-Policy"]
         assert not re.findall(r"""(?:src|href)=["']?(?:https?:)?//(?!127\\.0\\.0\\.1)""", page)
-        assert "RunApp(" not in page.split("application/vnd.voila")[0], "the source is shown"
+        assert "disable_progress_bar" not in page, "the source is shown"
         kernels = psutil.Process(process.pid).children(recursive=True)
         assert len(kernels) == 1
         assert cli("--model", run, "--port", port)[2].startswith(f"clm_nb: port={port} is taken")
