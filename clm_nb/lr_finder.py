@@ -137,7 +137,7 @@ def _plot(self): # `matplotlib.figure.Figure`
     low, high = min(self.raw), max(*self.untrained, *losses[:1])
     ax.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token)", ylim=(low - 0.1, 1.6*high - 0.6*low + 0.1))
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="lower left")
+    ax.legend(frameon=False, loc="upper left")
     return fig
 
 
