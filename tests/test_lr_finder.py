@@ -16,7 +16,7 @@ quick = dict(per_device_train_batch_size=8, bf16=False, use_cpu=True, steps=20)
 @pytest.mark.parametrize("family", families)
 def test_the_losses_are_those_of_a_plain_loop(family):
     "Every step takes all rows, so that their order doesn't matter"
-    found = find_lr(families[family](), blocks, tokenizer(), start=1e-3, end=2.0, optim="sgd", weight_decay=0.0, **quick)
+    found = find_lr(families[family](), blocks, tokenizer(), start=1e-3, end=0.5, optim="sgd", weight_decay=0.0, **quick)
     model, ids, losses = families[family](), torch.tensor(blocks["train"]["input_ids"]), []
     for lr in found.lrs:
         logits = model(ids).logits[:, :-1]
@@ -29,7 +29,7 @@ def test_the_losses_are_those_of_a_plain_loop(family):
             for p in model.parameters(): p -= lr*p.grad
     assert found.raw == pytest.approx(losses, rel=1e-4) and losses[-1] < losses[0] - 0.2
     assert found.untrained == pytest.approx([losses[0]]*len(losses), rel=1e-6)
-    np.testing.assert_allclose(found.lrs, np.geomspace(1e-3, 2.0, 20)[:len(found.lrs)])
+    np.testing.assert_allclose(found.lrs, np.geomspace(1e-3, 0.5, 20))
 
 
 def test_batches_and_dropout_are_the_same_without_learning():
@@ -80,7 +80,7 @@ def test_a_sweep_leaves_no_trace(error, settings, tmp_path, monkeypatch):
     for name, a, b in zip("weights grads modes attributes config generation random numpy torch".split(), before, after):
         assert same(a, b), name
     assert all(bool((g == 1).all()) for g in after[1]) and not list(Path(tmp_path).iterdir())
-    assert not model.is_gradient_checkpointing
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in model.modules())
 
 
 def test_it_stops_where_it_diverges():

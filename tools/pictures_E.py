@@ -77,6 +77,17 @@ def live_training(page, out: Path, theme: str = "JupyterLab Light") -> list[tupl
     return seen
 
 
+def lr_finder(page, out: Path):
+    "The sweep of the embedded fine-tuning, as its HTML"
+    from clm_nb.core import embedded_finetuning, load_model, load_tokenizer, prepare
+    from clm_nb.lr_finder import find_lr
+    found = find_lr(load_model("python-docs-gpt2"), prepare(), load_tokenizer("python-docs-gpt2"), **embedded_finetuning)
+    page.set_content(f'<body style="margin:0;font:16px system-ui,sans-serif">{found._repr_html_()}</body>')
+    page.locator("figure").evaluate("e => e.style.width = '640px'")
+    cut(page, page.locator("figure"), out)
+    return str(found)
+
+
 if __name__ == "__main__":
     from playwright.sync_api import sync_playwright
     name, out, *theme = sys.argv[1:]
