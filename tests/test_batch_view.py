@@ -4,7 +4,7 @@ import re
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from transformers import DataCollatorForLanguageModeling
-from clm_nb.batch_view import show_batch, shown_columns, targets
+from clm_nb.batch_view import show_batch, shifted_labels, shown_columns
 from clm_nb.blocks_view import token_texts
 from clm_nb.collate import CausalCollator
 import tiny
@@ -24,7 +24,7 @@ def collated(rows): return CausalCollator()([{"input_ids": row, "attention_mask"
 def test_targets_are_what_the_models_loss_asks_for(rows):
     batch, model = collated(rows), tiny.gpt2()
     with torch.no_grad(): out = model(**batch)
-    asked = targets(batch["labels"])
+    asked = shifted_labels(batch["labels"])
     losses = -out.logits.double().log_softmax(-1).gather(-1, asked.clamp(0)[..., None])[..., 0]
     assert losses[asked != -100].mean().item() == pytest.approx(out.loss.item(), abs=1e-4)
     for i, row in enumerate(rows): assert asked[i].tolist() == row[1:] + [-100]*(asked.shape[1] - len(row) + 1)

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from clm_nb import heatmap
-from clm_nb.heatmap import contrast, loss_map, visible
+from clm_nb.heatmap import contrast_ratio, loss_map, visible_text
 from clm_nb.perplexity import perplexity, token_losses, windows
 import tiny
 from tiny import families, gpt2, tokenizer
@@ -131,7 +131,7 @@ def test_text_is_escaped_on_the_page_and_in_the_boxes(numbers, compared):
     assert not re.search(r"https?://|<script|javascript:|url\(|@import", html)
     assert "\n\n" not in html
     for i, name in enumerate(m.names):
-        assert page.titles[i].split("\n")[0].replace("\u2068", "").replace("\u2069", "").startswith(visible(name))
+        assert page.titles[i].split("\n")[0].replace("\u2068", "").replace("\u2069", "").startswith(visible_text(name))
     for table in (m._repr_markdown_(), m.worst()._repr_markdown_()):
         assert "<script" not in table and "<img" not in table
         rows = [line for line in table.splitlines() if line.startswith("|")]
@@ -146,7 +146,7 @@ def test_a_box_tells_loss_probability_rank_and_favourites_of_both_models():
             assert f"loss {one.losses[i]:.2f} nats" in title and f"rank {one.ranks[i]:,} of 400" in title
             assert f"p {heatmap._percent(math.exp(-one.losses[i]))}" in title
             lines = title.split("\n")[-5:]
-            assert all(visible(name) in line for (name, _), line in zip(one.preferred[i], lines))
+            assert all(visible_text(name) in line for (name, _), line in zip(one.preferred[i], lines))
             assert [line.endswith("◂") for line in lines] == [r == one.ranks[i] for r in range(1, 6)]
         both = titles[2*len(m) + i]
         assert both.count("%") == 2*6 and f"base: loss {m.base.losses[i]:.2f}" in both
@@ -158,10 +158,10 @@ def test_a_box_tells_loss_probability_rank_and_favourites_of_both_models():
 def test_tints_can_be_read_and_mean_the_same_in_both_models():
     m = loss_map(gpt2(), tok, text, base=gpt2(n_layer=1))
     rgb = lambda digits: tuple(bytes.fromhex(digits if len(digits) == 6 else "".join(2*d for d in digits)))
-    styles, luminance = Page(m.html()).styles, lambda style: contrast(rgb(re.search("#(\\w{6}|\\w{3});", style)[1]), (0, 0, 0))
+    styles, luminance = Page(m.html()).styles, lambda style: contrast_ratio(rgb(re.search("#(\\w{6}|\\w{3});", style)[1]), (0, 0, 0))
     for style in styles:
         background, ink = re.fullmatch(r"background:#(\w+);color:#(\w+)", style).groups()
-        assert contrast(rgb(background), rgb(ink)) >= 4.5
+        assert contrast_ratio(rgb(background), rgb(ink)) >= 4.5
     losses = np.concatenate([m.base.losses[1:], m.losses[1:]])
     shades = np.array([luminance(s) for s in [*styles[1:len(m)], *styles[len(m) + 1:2*len(m)]]])
     assert (np.diff(shades[losses.argsort()]) <= 1e-9).all() and shades.max() > 1.5*shades.min()
@@ -172,9 +172,9 @@ def test_tints_can_be_read_and_mean_the_same_in_both_models():
 
 
 def test_contrast_is_that_of_the_guidelines():
-    assert contrast((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
-    assert contrast((0x77,)*3, (255,)*3) == contrast((255,)*3, (0x77,)*3) == pytest.approx(4.48, abs=0.01)  # WebAIM's example
-    assert contrast((255, 0, 0), (255,)*3) == pytest.approx(4.0, abs=0.01)
+    assert contrast_ratio((0, 0, 0), (255, 255, 255)) == pytest.approx(21)
+    assert contrast_ratio((0x77,)*3, (255,)*3) == contrast_ratio((255,)*3, (0x77,)*3) == pytest.approx(4.48, abs=0.01)  # WebAIM's example
+    assert contrast_ratio((255, 0, 0), (255,)*3) == pytest.approx(4.0, abs=0.01)
 
 
 def test_colour_is_not_alone():

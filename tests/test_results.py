@@ -2,7 +2,7 @@
 import pytest, torch
 from datasets import Dataset, DatasetDict
 from clm_nb.generate import generate
-from clm_nb.results import Result, Results, continuation_losses, held_out_pairs, show_results
+from clm_nb.results import ResultRow, Results, continuation_losses, held_out_pairs, show_results
 import tiny
 
 tokenizer = tiny.tokenizer()
@@ -66,8 +66,8 @@ def test_each_column_is_what_generate_gives(do_sample):
 
 
 def test_text_is_escaped_and_the_lower_loss_marked():
-    row = Result("<b>p", "t & <i>", {"base": "<script>x", "fine-tuned": "y"}, {"base": 1.5, "fine-tuned": 2.5})
-    other = Result("q", "u", {"base": "v", "fine-tuned": "w"}, {"base": 3.0, "fine-tuned": 1.0})
+    row = ResultRow("<b>p", "t & <i>", {"base": "<script>x", "fine-tuned": "y"}, {"base": 1.5, "fine-tuned": 2.5})
+    other = ResultRow("q", "u", {"base": "v", "fine-tuned": "w"}, {"base": 3.0, "fine-tuned": 1.0})
     html = Results([row, other])._repr_html_()
     assert "<script" not in html and "<b>p" not in html and "<i>" not in html and "t &amp; &lt;i&gt;" in html
     assert "pre-wrap" in html and html.count("▼ lower") == 2
@@ -76,7 +76,7 @@ def test_text_is_escaped_and_the_lower_loss_marked():
     assert Results([row, other]).losses == {"base": 2.25, "fine-tuned": 1.75}
     assert "base <b>2.25</b>" in html and "fine-tuned <b>1.75</b>" in html
     assert "base (truth: 1.50 nats/token): <script>x" in str(Results([row]))
-    alone = Result("p", "t", {"fine-tuned": "y"}, {"fine-tuned": 2.5})
+    alone = ResultRow("p", "t", {"fine-tuned": "y"}, {"fine-tuned": 2.5})
     assert "▼" not in Results([alone])._repr_html_()
 
 
