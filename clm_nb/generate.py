@@ -88,12 +88,15 @@ def _rng_states() -> list[tuple]:
     if torch.backends.mps.is_available(): states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
     return states
 
-# %% ../nbs/07_generate.ipynb #9802fabf
+# %% ../nbs/07_generate.ipynb #c2718a91
 class own_rng:
     "Inside, torch draws from a state of its own, begun at `seed`; outside, from the caller's. No seed: no change"
     lock = threading.RLock()
 
-    def __init__(self, seed: int | None): self.seed, self.mine = seed, None
+    def __init__(self, seed: int | None):
+        if seed is not None and not -2**63 <= seed < 2**64:
+            raise ValueError(f"seed={seed} can't be used. Use a whole number of at most 64 bits.")
+        self.seed, self.mine = seed, None
 
     def __enter__(self):
         if self.seed is None: return
