@@ -173,7 +173,7 @@ class _Clock(dict):
 
     def note(self, what: str): self[what], self.last = perf_counter() - self.last, perf_counter()
 
-# %% ../nbs/09_core.ipynb #4661bcb0
+# %% ../nbs/09_core.ipynb #a727a5f6
 def finetune(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     model_name_or_path: str | None = None, # Hub id or folder; None: `python-docs-gpt2`, unless there is a config
@@ -229,58 +229,87 @@ def finetune(
     after, sample = look()
     clock.note("after")
     run = Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before, sample, clock)
-    views = run_views(run, make) if trainer.is_world_process_zero() else None
-    clock.note("report")
-    return finish(run, views)
+    return finish(run, make)
 
 # %% ../nbs/09_core.ipynb #e3ce703a
 def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
     return thing if isinstance(thing, str) else str(thing) if isinstance(thing, Path) else None
 
-# %% ../nbs/09_core.ipynb #710d1a1d
-def _first_documents(blocks, eos: int | None, n_blocks: int = 100) -> list[list[int]]:
-    "The documents that end in the first blocks; none where no EOS ends them"
+# %% ../nbs/09_core.ipynb #52d9a57f
+def _short_documents(blocks, eos: int | None, n: int = 8, n_blocks: int = 1000) -> list[list[int]]:
+    "The shortest run of `n` documents that end in the first blocks; none where no EOS ends them"
     import numpy as np
     ids = np.concatenate(list(blocks.with_format("numpy")[:n_blocks]["input_ids"]))
-    return [part.tolist() for part in np.split(ids, np.flatnonzero(ids == eos) + 1)[:-1]]
+    documents = [part.tolist() for part in np.split(ids, np.flatnonzero(ids == eos) + 1)[:-1]]
+    runs = [documents[i:i + n] for i in range(max(len(documents) - n, 0) + 1)]
+    return min(runs, key=lambda run: sum(map(len, run)))
 
 
 def _text_ids(row: dict) -> list[int]:
     "The ids of a block, its padding taken off"
     return [i for i, seen in zip(row["input_ids"], row.get("attention_mask") or [1]*len(row["input_ids"])) if seen]
 
-# %% ../nbs/09_core.ipynb #4eb188c1
+# %% ../nbs/09_core.ipynb #fdfba27e
+def _held_out_views(model, tokenizer, held_out, prompt: str, base=None) -> dict:
+    "title → (a sentence, a function that makes the view): what a model and its base make of held-out text"
+    models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
+    ids = _text_ids(held_out[0])
+    given = dict(prompt_tokens=min(24, len(ids)//3), max_new_tokens=min(40, len(ids)//3), n=min(3, len(held_out)))
+    def explorer():
+        shown = NextTokenExplorer(models, tokenizer, prompt)
+        shown.set(temperature=0.6, top_k=50, top_p=0.95)  # as the samples were drawn
+        return shown
+    return {"Results": ("Held-out texts, of which the models are given the beginning.",
+                        lambda: show_results(model, held_out, tokenizer, base, **given)),
+            "Token by token": ("What each token of a held-out text costs.", lambda: loss_map(model, tokenizer, ids, base)),
+            "The next token": ("What may follow the prompt, by the models and as the samples are drawn.", explorer)}
+
+# %% ../nbs/09_core.ipynb #20f7662e
+class _Reason:
+    "Why there is no view"
+    def __init__(self, error: Exception): self.error = error
+
+    def _repr_html_(self):
+        from html import escape
+        return f"<p>Not shown: {escape(str(self.error))}</p>"
+
+
+def _view_or_reason(make):
+    "What `make` makes, or why it can't"
+    try: return make()
+    except Exception as error: return _Reason(error)
+
+
 def run_views(
     run: Run, # after training
     make_base=None, # loads the model as it was before; None, or a model of a billion parameters: views without it
 ) -> dict: # title → (a sentence, a view), for `report_html`
     "What went in, and what the model makes of held-out text"
-    base = make_base().to(run.model.device) if make_base and run.model.num_parameters() < 1e9 else None
-    model, tokenizer, rows, held_out = run.model, run.tokenizer, run.blocks["train"], run.blocks["test"]
-    documents = _first_documents(rows, tokenizer.eos_token_id)
-    blocks = documents and show_blocks(documents, tokenizer, len(rows[0]["input_ids"]))
-    batch = show_batch(CausalCollator(tokenizer.eos_token_id or 0)([rows[i] for i in range(min(2, len(rows)))]), tokenizer)
-    models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
-    views = {"Blocks": ("The first documents of the training split, cut into blocks.", blocks),
-             "A batch": ("Two rows as the model gets them.", batch),
-             "Results": ("Held-out texts, of which the model is given the beginning.", show_results(model, held_out, tokenizer, base)),
-             "Token by token": ("What each token of a held-out text costs.",
-                                loss_map(model, tokenizer, _text_ids(held_out[0]), base)),
-             "The next token": ("What may follow the prompt.", NextTokenExplorer(models, tokenizer, run.prompt))}
-    return {title: view for title, view in views.items() if view[1]}
+    tokenizer, rows, model = run.tokenizer, run.blocks["train"], run.model
+    base = make_base().to(model.device) if make_base and model.num_parameters() < 1e9 else None
+    batch = lambda: CausalCollator(tokenizer.eos_token_id or 0)([rows[i] for i in range(min(2, len(rows)))])
+    documents, size = _short_documents(rows, tokenizer.eos_token_id), len(rows[0]["input_ids"])
+    views = {"Blocks": ("A few short documents of the training split, cut into blocks.",
+                        lambda: show_blocks(documents, tokenizer, size)),
+             "A batch": ("Two rows as the model gets them.", lambda: show_batch(batch(), tokenizer, n_tokens=8))}
+    views |= _held_out_views(model, tokenizer, run.blocks["test"], run.prompt, base)
+    return {title: (about, _view_or_reason(make)) for title, (about, make) in views.items()}
 
-# %% ../nbs/09_core.ipynb #48e5eff7
+# %% ../nbs/09_core.ipynb #410b336e
 def finish(
     run: Run, # after training
-    views: dict | None = None, # for the report: what `run_views` gave
+    make_base=None, # loads the model as it was before training, for the report
 ) -> Run:
     "Write figures, samples and report into the run folder, and push them where the run was pushed"
     if run.trainer.is_world_process_zero():
         write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(), seconds=run.seconds,
                   samples=dict(prompt=run.prompt, before=run.sample_before, after=run.sample))
         write_card(run.output_dir)
-        write_report(run.output_dir, views)
+        start = perf_counter()
+        write_report(run.output_dir, run_views(run, make_base))
+        run.seconds["report"] = perf_counter() - start
+        write_run(run.output_dir, seconds=run.seconds)
     if run.trainer.args.push_to_hub: run.trainer.push_to_hub()
     return run
 

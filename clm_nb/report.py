@@ -64,20 +64,20 @@ def _samples(run: dict) -> str:
     prompt = f"<p>The prompt: {_text(samples['prompt'])}</p>" if "prompt" in samples else ""
     return prompt + "".join(f"<h3>{name}</h3>{_text(text)}" for name, text in rows) if rows else ""
 
-# %% ../nbs/08d_report.ipynb #e6187110
+# %% ../nbs/08d_report.ipynb #347f0ff4
 def _ledger(run: dict) -> str:
     "Where the tokens went: a picture for each split, and every count"
     from clm_nb.blocks_view import ledger_flow
     if not run.get("ledger"): return ""
     ledger = ledger_from_dict(run["ledger"])
-    flows = "".join(f"<h3>{escape(split)}</h3>{ledger_flow(ledger, split)._repr_html_()}" for split in run["ledger"])
+    flows = "".join(ledger_flow(ledger, split)._repr_html_() for split in run["ledger"])
     return f"{flows}<details><summary>Every count</summary>{_text(str(ledger))}</details>"
 
 
 def _settings(run: dict) -> str:
     "The command that repeats the run, its arguments, the versions and the machine"
     shown = {k: v for k, v in run.items() if k not in ("log_history", "ledger", "samples", "samples_by_step", "before", "after")}
-    return (f"<p>To repeat it: <code>clm_nb train --from_run run.json</code></p><details><summary>Arguments, versions, machine, "
+    return (f"<p><code>clm_nb train --from_run run.json</code></p><details><summary>Arguments, versions, machine, "
             f"fingerprints of the data</summary>{_text(json.dumps(shown, indent=2, default=str))}</details>")
 
 # %% ../nbs/08d_report.ipynb #888bd8d7
@@ -94,7 +94,7 @@ summary { cursor: pointer } svg { max-width: 100% }
 @media print { nav { display: none } * { print-color-adjust: exact } details > * { display: block } }
 """
 
-# %% ../nbs/08d_report.ipynb #d30f2c08
+# %% ../nbs/08d_report.ipynb #d336e979
 def report_html(
     run: dict, # what `run.json` holds
     views: dict | None = None, # title → an object with `_repr_html_`, or (a sentence about it, the object)
@@ -105,7 +105,7 @@ def report_html(
     sections |= {"Where the tokens went": _ledger(run), "To repeat it": _settings(run)}
     sections = {title: body for title, body in sections.items() if body}
     title, ids = escape(_title(run)), {title: f"s{i}" for i, title in enumerate(sections)}
-    links = "".join(f'<a href="#{ids[t]}">{escape(t)}</a>' for t in sections)
+    links = " ".join(f'<a href="#{ids[t]}">{escape(t)}</a>' for t in sections)
     body = "".join(f'<h2 id="{ids[t]}">{escape(t)}</h2>{body}' for t, body in sections.items())
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>{title}</title><style>{_style}</style></head><body><h1>{title}</h1><nav>{links}</nav>{body}</body></html>")
