@@ -156,16 +156,18 @@ def closure(reqs):
 
 
 def test_modules_import_only_what_running_installs(ini):
-    "No module needs a package that only the dev extra brings."
+    "No module needs a package that only the dev extra brings, and only the app's needs the app extra."
     trees = {p.name: ast.parse(p.read_text(encoding="utf-8")) for p in (root/"clm_nb").rglob("*.py")}
     nodes = [(o, p) for p, tree in trees.items() for o in ast.walk(tree)]
     found = {(a.name, p) for o, p in nodes if isinstance(o, ast.Import) for a in o.names}
     found |= {(o.module, p) for o, p in nodes if isinstance(o, ast.ImportFrom) and not o.level}
     runtime, dists = closure(lines(ini["requirements"])), importlib.metadata.packages_distributions()
+    with_app = runtime | closure(lines(ini["app_requirements"]))
     for name, path in found:
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or top == ini["lib_name"]: continue
-        assert {canonicalize_name(o) for o in dists[top]} & runtime, f"{path}: {name} is no requirement in settings.ini"
+        there = with_app if path == "app.py" else runtime
+        assert {canonicalize_name(o) for o in dists[top]} & there, f"{path}: {name} is no requirement in settings.ini"
 
 
 def global_names(table):

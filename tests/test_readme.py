@@ -1,5 +1,5 @@
 "README.md keeps its word: its commands exist, and those that need no network run, as does its Python"
-import os, re, shlex, subprocess, sys
+import os, re, shlex, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -42,6 +42,9 @@ def test_commands_for_the_hub_parse():
         assert isinstance(parse_training(rest), dict)
 
 
+def is_server(command): return shlex.split(command)[1] == "app"
+
+
 def stopped_early(command):
     "The command itself, but for training, which ends after two steps"
     return command + " --max_steps 2" if command.startswith("clm_nb train") else command
@@ -50,7 +53,7 @@ def stopped_early(command):
 def test_commands_and_python_run(tmp_path):
     "They use the embedded model, which is made on first use; that takes minutes"
     script = tmp_path/"readme.sh"
-    script.write_text("set -e\n" + "\n".join(stopped_early(c) for c in of["clm_nb"] if c not in on_hub))
+    script.write_text("set -e\n" + "\n".join(stopped_early(c) for c in of["clm_nb"] if c not in on_hub and not is_server(c)))
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     shell = subprocess.Popen(["sh", script], cwd=tmp_path, env=os.environ | dict(PATH=path), text=True,
                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -60,3 +63,9 @@ def test_commands_and_python_run(tmp_path):
     assert told.rstrip().splitlines()[-1] and 'The "with" statement' in told.split("Run folder")[1]
     assert re.search(r"^perplexity \d+\.\d", printed) and "A class definition" in printed
     assert {p.name for p in (tmp_path/"runs").iterdir()} == {"docs", "readme"}
+    command, = filter(is_server, of["clm_nb"])
+    server = subprocess.Popen(shlex.split(command), cwd=tmp_path, env=os.environ | dict(PATH=path), text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert "http://127.0.0.1:" in server.stdout.readline()
+    server.send_signal(signal.SIGINT)
+    answer(server)
