@@ -7,13 +7,14 @@ Docs: https://clm-nb.github.io/clm_nb/core.html.md"""
 # %% auto #0
 __all__ = ['tutorial_choices', 'Run', 'prepare', 'finetune', 'run_views', 'finish', 'run_arguments']
 
-# %% ../nbs/09_core.ipynb #0ec7a9da
+# %% ../nbs/09_core.ipynb #9aef10be
 import json
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from transformers import GPT2Config
+from .app import *
 from .baselines import *
 from .batch_view import *
 from .blocks_view import *
@@ -35,9 +36,9 @@ from .train import *
 from .watch import *
 from .widgets import *
 
-# %% ../nbs/09_core.ipynb #95fc2369
+# %% ../nbs/09_core.ipynb #7927e3e3
 _stages = ("load", "flatten", "tokenize", "group", "blocks_view", "collate", "batch_view", "speed", "watch", "train", "lr_finder",
-           "share", "perplexity", "baselines", "heatmap", "generate", "results", "widgets", "explore", "report")
+           "share", "perplexity", "baselines", "heatmap", "generate", "results", "widgets", "explore", "app", "report")
 __all__ = [*globals().get("__all__", []), *(name for s in _stages for name in import_module(f"clm_nb.{s}").__all__)]
 
 # %% ../nbs/09_core.ipynb #44f80e00
