@@ -245,7 +245,7 @@ def _chip(label: str, below: str, background: str) -> str:
     return ('<span style="display:inline-block;text-align:center;margin:1px;vertical-align:top;line-height:22px">'
             f'{box}{number}</span>')
 
-# %% ../nbs/08b_explore.ipynb #4846a8d9
+# %% ../nbs/08b_explore.ipynb #7639f822
 def _path_html(path: LikelyPath, colour: str) -> str:
     "The path as tinted tokens with their numbers, and its product"
     chips = "".join(_chip(token, _percent(p), _tint(p, colour)) for token, p in zip(path.tokens, path.before))
@@ -260,7 +260,8 @@ def _head_html(name: str, shown: Distribution, colour: str, scale: float) -> str
     outline, filled = swatch(f"border:1.5px solid {colour};background:{colour}22"), swatch(f"background:{colour}")
     legend = f"{outline} the model → {filled} with these settings · full width: {scale:.0%}"
     title = f'<b style="font-size:17px;border-bottom:3px solid {colour}">{escape(name)}</b>'
-    return (f'<div style="font-size:15px;line-height:1.4">{title}<div style="white-space:pre-line">{shown.summary()}</div>'
+    return (f'<div style="font-size:15px;line-height:1.4">{title}'
+            f'<div style="white-space:pre-line">{shown.summary()}</div>'
             f'<div style="{_muted};font-size:14px">{legend}</div></div>')
 
 # %% ../nbs/08b_explore.ipynb #7994f2ff
