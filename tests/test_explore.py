@@ -55,7 +55,7 @@ def test_what_is_too_improbable_for_a_float_is_not_called_cut():
     shown, column = app.distribution["model"], app.columns["model"]
     assert 0.0 in shown.after and not any(shown.cut) and shown.kept == 400 and shown.mass == 1.0
     for html in (column.bars.value, app._repr_html_()):
-        assert not any(sign in html for sign in ("cut", "repeating-linear-gradient", "opacity:.6", "→ 0")) and "→ <0.1 %" in html
+        assert not any(sign in html for sign in ("cut", "repeating-linear-gradient", "opacity:.6", "→ 0.0 %")) and "→ <0.1 %" in html
     assert "line-through" not in {b.style.text_decoration for b in column.tokens.children}
     assert len(app.plot().axes[0].containers) == 2
     app.top_k.value = 7
