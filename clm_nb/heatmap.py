@@ -290,8 +290,9 @@ _css = """<style>
 .clm-losses :is(.c,.f)>:is(span,u){text-decoration-thickness:3.5px}
 """
 
-# %% ../nbs/06c_heatmap.ipynb #1e4c02c2
-_css += """.clm-losses .t:is(:hover,:focus)>span::after{content:attr(title);position:absolute;left:0;z-index:9;margin:1.8em 0 0;
+# %% ../nbs/06c_heatmap.ipynb #87a8685f
+_css += """.clm-losses .t:is(:hover,:focus)>span::after{content:attr(title);position:absolute;
+left:0;z-index:9;margin:1.8em 0 0;
 padding:8px 12px;background:#111;color:#fff;border:1px solid #888;border-radius:6px;box-shadow:0 3px 12px #0006;
 font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre-wrap;
 text-align:left;direction:ltr;max-width:100%;box-sizing:border-box}
