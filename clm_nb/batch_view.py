@@ -13,7 +13,7 @@ from html import escape
 from itertools import repeat
 from .blocks_view import token_texts
 
-# %% ../nbs/04c_batch.ipynb #d4170031
+# %% ../nbs/04c_batch.ipynb #0040ad19
 def shifted_labels(
     labels, # (batch, block) labels as a collator gives them; -100: ignored
 ): # (batch, block) the token asked for at each position; -100: none
@@ -41,7 +41,7 @@ def _used(batch: dict, row: int) -> int:
     places = known[row].nonzero().flatten()
     return int(places[-1]) + 1 if len(places) else 0
 
-# %% ../nbs/04c_batch.ipynb #d313aada
+# %% ../nbs/04c_batch.ipynb #03cb62e7
 _cell = "border:1px solid rgba(128,128,128,.4);padding:3px 7px;text-align:center;white-space:nowrap;"
 _hatch = "background:repeating-linear-gradient(45deg,#d6d6d6 0 4px,#f4f4f4 4px 9px);color:#111;"
 _fills = {"token": "background:#b9dff5;color:#111;", "asked": "background:#fbdc9a;color:#111;"}
@@ -50,7 +50,8 @@ _plain = "background:transparent;color:inherit;"
 
 def _chip(text: str, is_eos: bool) -> str:
     "A token's text as HTML"
-    dark = "background:#111;color:#fff;border:1px solid rgba(128,128,128,.8);border-radius:4px;padding:0 4px;font-size:.85em"
+    dark = "background:#111;color:#fff;border:1px solid rgba(128,128,128,.8);border-radius:4px;" \
+           "padding:0 4px;font-size:.85em"
     return f'<span style="{dark}">EOS</span>' if is_eos else escape(text)
 
 
@@ -59,7 +60,7 @@ def _td(body, kind: str = "") -> str:
     style = _hatch if kind == "ignored" else _fills.get(kind, _plain)
     return f'<td style="{_cell}{style}">{body}</td>'
 
-# %% ../nbs/04c_batch.ipynb #82f69d52
+# %% ../nbs/04c_batch.ipynb #43bb350a
 @dataclass(eq=False, repr=False)
 class BatchView:
     "A batch to look at: HTML in a notebook, text elsewhere"
@@ -80,18 +81,21 @@ class BatchView:
             out.append(tokens | shown | dict(asked=pick(asked)))
         return out
 
-    def __str__(self):
-        eos, lines = self.tokenizer.eos_token_id, []
-        word = lambda i: "EOS" if i == eos else token_texts(self.tokenizer, [i])[0]
-        for row in self.rows():
-            asked = ["–" if i == -100 else f"→ {word(i)}" for i in row["asked"]]
-            table = row | dict(token=map(word, row["input_ids"]), asked=asked)
-            lines += [f"{name:<14}" + "".join(f" {v:>11}" for v in values) for name, values in table.items()] + [""]
-        return "\n".join(lines).rstrip()
+# %% ../nbs/04c_batch.ipynb #6bb757d4
+def _batch_text(self) -> str:
+    "The rows as lines of text"
+    eos, lines = self.tokenizer.eos_token_id, []
+    word = lambda i: "EOS" if i == eos else token_texts(self.tokenizer, [i])[0]
+    for row in self.rows():
+        asked = ["–" if i == -100 else f"→ {word(i)}" for i in row["asked"]]
+        table = row | dict(token=map(word, row["input_ids"]), asked=asked)
+        lines += [f"{name:<14}" + "".join(f" {v:>11}" for v in values) for name, values in table.items()] + [""]
+    return "\n".join(lines).rstrip()
 
-    __repr__ = __str__
 
-# %% ../nbs/04c_batch.ipynb #987f1f74
+BatchView.__str__ = BatchView.__repr__ = _batch_text
+
+# %% ../nbs/04c_batch.ipynb #2e86a07c
 _names = {"position": "position", "token": "token", "input_ids": "input_ids", "attention_mask": "attention_mask",
           "position_ids": "position_ids", "labels": "labels", "asked": "asked for next"}
 
@@ -105,12 +109,13 @@ def _cells(self, row: dict, name: str) -> list[str]:
         if at == last: return _td("row ends", "ignored")
         return _td("ignored", "ignored") if i == -100 else \
             _td("→ " + _chip(token_texts(self.tokenizer, [i])[0], i == eos), "asked")
-    if name == "token": return [token(*o) for o in zip(row[name], row["input_ids"], row.get("attention_mask", repeat(1)))]
+    mask = row.get("attention_mask", repeat(1))
+    if name == "token": return [token(*o) for o in zip(row[name], row["input_ids"], mask)]
     if name == "asked": return [question(*o) for o in zip(row["position"], row["asked"])]
     ignored = lambda v: name == "labels" and v == -100 or name == "attention_mask" and v == 0
     return [_td(v, "ignored" if ignored(v) else "") for v in row[name]]
 
-
+# %% ../nbs/04c_batch.ipynb #67c9711a
 def _row_table(self, row: dict, length: int) -> str:
     "The table of one row of the batch"
     at = row["position"]
@@ -123,7 +128,7 @@ def _row_table(self, row: dict, length: int) -> str:
     return ('<div style="overflow-x:auto"><table style="border-collapse:collapse;font:15px monospace">'
             + "".join(f'<tr style="background:transparent">{line}</tr>' for line in lines) + "</table></div>")
 
-# %% ../nbs/04c_batch.ipynb #55e627c4
+# %% ../nbs/04c_batch.ipynb #1ea82ca7
 def _batch_html(self) -> str:
     shape = " × ".join(map(str, self.batch["input_ids"].shape))
     learned, ends = int((self.batch["labels"] != -100).sum()), self.batch["labels"] == self.tokenizer.eos_token_id
@@ -133,7 +138,8 @@ def _batch_html(self) -> str:
     rest = len(self.batch["input_ids"]) - self.n_rows
     more = f'<p style="opacity:.75">⋮ {rest:,} more row{"s"*(rest != 1)}</p>' if rest > 0 else ""
     counts = f"{shape} tokens, {learned:,} labels, {int(ends.sum()):,} of them EOS"
-    return (f'<div style="font:15px sans-serif;color:inherit;print-color-adjust:exact;-webkit-print-color-adjust:exact">'
+    exact = "print-color-adjust:exact;-webkit-print-color-adjust:exact"
+    return (f'<div style="font:15px sans-serif;color:inherit;{exact}">'
             f'<b>{counts}</b>{tables}{more}</div>')
 
 

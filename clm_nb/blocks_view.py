@@ -31,7 +31,7 @@ def token_texts(
     spaced = (" " + t if p and p.startswith("▁") and not t.startswith(" ") else t for p, t in zip(pieces, texts))
     return [t.translate(_visible) for t in spaced]
 
-# %% ../nbs/03b_blocks.ipynb #7df1bd5b
+# %% ../nbs/03b_blocks.ipynb #e13f8850
 class BlockLine(NamedTuple):
     "A row of blocks, or what was dropped at the end of a split or of a batch"
     kind: str # "block" or "dropped"
@@ -50,7 +50,7 @@ def _grouped(numbered, block_size: int, remainder: str, isolate: bool) -> list[B
     lost = np.setdiff1d(np.concatenate(numbered.with_format("numpy")["input_ids"][:]), rows)
     return [*(BlockLine("block", i, *o) for i, o in enumerate(zip(rows, positions), 1)), BlockLine("dropped", 1, lost)]
 
-# %% ../nbs/03b_blocks.ipynb #556c17ce
+# %% ../nbs/03b_blocks.ipynb #6867dd01
 def _grouped_by_batch(numbered, block_size: int, batch_size: int) -> list[BlockLine]:
     "The lines that `group_batch` makes of a split of serial numbers, batch by batch"
     import numpy as np
@@ -63,7 +63,7 @@ def _grouped_by_batch(numbered, block_size: int, batch_size: int) -> list[BlockL
         blocks += len(rows)
     return lines
 
-# %% ../nbs/03b_blocks.ipynb #58de35ff
+# %% ../nbs/03b_blocks.ipynb #cc7f13e9
 @dataclass(eq=False)
 class Cutting:
     "Where every token of a split went"
@@ -126,7 +126,7 @@ def cut_documents(
         _grouped(numbered, block_size, remainder, isolate_documents)
     return Cutting(ids, lengths, lines, eos)
 
-# %% ../nbs/03b_blocks.ipynb #0e964228
+# %% ../nbs/03b_blocks.ipynb #9e2f2fee
 class BlockPart(NamedTuple):
     "The part of a document that stands in one line"
     document: int # from 0; -1: padding
@@ -152,7 +152,7 @@ def line_parts(
         return BlockPart(doc, serials, bool(begins), bool(ends), positions)
     return [part(at) for at in places]
 
-# %% ../nbs/03b_blocks.ipynb #8a4a3621
+# %% ../nbs/03b_blocks.ipynb #9fbec5bc
 _tints = "#b9dff5", "#fbdc9a"
 _hatch = "background:repeating-linear-gradient(45deg,#d6d6d6 0 4px,#f4f4f4 4px 9px);color:#111;"
 _rounded = "border-radius:4px;padding:1px 6px"
@@ -177,7 +177,7 @@ def _part_html(cutting: Cutting, part: BlockPart, texts: list[str], dropped: boo
     style = f"{_hatch if dropped else tint}border-radius:4px;padding:2px 0;{_whole}"
     return f'<span style="{style}"><span style="{_badge}">{label}</span>{body}{cut}</span>'
 
-# %% ../nbs/03b_blocks.ipynb #4fa317a1
+# %% ../nbs/03b_blocks.ipynb #7b438e33
 def _excerpt(lines: list[BlockLine], n_blocks: int) -> list:
     "The lines to draw, at most `n_blocks` of them blocks; in the place of those left out, a list of them"
     at = [i for i, line in enumerate(lines) if line.kind == "block"]
@@ -201,7 +201,7 @@ def _left_out(lines: list[BlockLine]) -> str:
     more = f"{blocks:,} more block{'s'*(blocks != 1)}"
     return more + (f", {ends:,} more end{'s'*(ends != 1)} of a batch with {lost:,} tokens dropped" if ends else "")
 
-# %% ../nbs/03b_blocks.ipynb #3b9a38dc
+# %% ../nbs/03b_blocks.ipynb #3f8a6200
 def _label(line: BlockLine, batches: bool) -> str:
     "What a line is, in words"
     if line.kind == "block": return f"block {line.number}"
@@ -230,7 +230,7 @@ def _token_rows(cutting: Cutting, tokenizer, n_blocks: int, batches: bool) -> st
         return row("✗", f'<b style="font-family:sans-serif;font-size:.9em">{label}</b> {tokens}')
     return "".join(map(html, _excerpt(cutting.lines, n_blocks)))
 
-# %% ../nbs/03b_blocks.ipynb #02329192
+# %% ../nbs/03b_blocks.ipynb #e8ad13a2
 def _segment(x: float, width: float, y: float, part: BlockPart, eos: list[float], hatched: bool, hatch: str) -> str:
     "One part of a document as a piece of a bar"
     fill = f"url(#{hatch})" if hatched or part.document < 0 else _tints[part.document % 2]
@@ -255,7 +255,7 @@ def _bar(cutting: Cutting, line: BlockLine, y: float, unit: float, hatch: str) -
     if parts and not parts[0].begins: out.append(arrow(32, .6))
     return "".join(out)
 
-# %% ../nbs/03b_blocks.ipynb #26e1d707
+# %% ../nbs/03b_blocks.ipynb #f32df1f9
 def _hatching(name: str) -> str:
     "The definition of the hatched fill `url(#name)`"
     return (f'<defs><pattern id="{name}" width="8" height="8" patternUnits="userSpaceOnUse" '
@@ -266,7 +266,8 @@ def _hatching(name: str) -> str:
 def _stripes(cutting: Cutting, block_size: int, n_blocks: int, batches: bool) -> str:
     "The lines of a split as bars"
     hatch, unit, y, out = f"clm-hatch-{fingerprint(len(cutting.ids), batches)[:6]}", 400/block_size, 2, []
-    def text(x, words, more): return f'<text x="{x}" y="{y + 15}" font-size="13" fill="currentColor" {more}>{words}</text>'
+    def text(x, words, more):
+        return f'<text x="{x}" y="{y + 15}" font-size="13" fill="currentColor" {more}>{words}</text>'
     for line in _excerpt(cutting.lines, n_blocks):
         if isinstance(line, list): out.append(text(44, f"⋮ {_left_out(line)}", 'opacity=".75"'))
         elif line.kind == "block":
@@ -278,9 +279,9 @@ def _stripes(cutting: Cutting, block_size: int, n_blocks: int, batches: bool) ->
     return (f'<svg viewBox="0 0 460 {y}" width="100%" style="max-width:640px;font-family:sans-serif" role="img" '
             f'aria-label="Blocks and the documents in them">{_hatching(hatch)}{"".join(out)}</svg>')
 
-# %% ../nbs/03b_blocks.ipynb #aa87fc84
-_rows_of_counts = {"documents": "documents", "tokens": "tokens", "blocks": "blocks", "tokens_in_blocks": "tokens in blocks",
-                   "dropped_remainder": "tokens dropped", "padding": "padding"}
+# %% ../nbs/03b_blocks.ipynb #42c16a5c
+_rows_of_counts = {"documents": "documents", "tokens": "tokens", "blocks": "blocks",
+                   "tokens_in_blocks": "tokens in blocks", "dropped_remainder": "tokens dropped", "padding": "padding"}
 
 
 @dataclass(eq=False, repr=False)
@@ -302,27 +303,31 @@ class BlockView:
         both = [(ours, self.ours, self.remainder == "batch"), (theirs, self.theirs, True)]
         return both[:1 if self.theirs is None else 2]
 
-    def _table(self) -> list[tuple]:
-        "Rows of (count, value per side …), the header first"
-        sides = [cutting for _, cutting, _ in self._sides()]
-        rows = [(name, *(f"{cutting.counts[key]:,}" for cutting in sides)) for key, name in _rows_of_counts.items()]
-        seams = "documents run together", *(f"{cutting.seams:,}" for cutting in sides)
-        return [("", "this way", "the tutorial's")[:1 + len(sides)], *rows, seams]
+# %% ../nbs/03b_blocks.ipynb #78679c41
+def _counts_table(self) -> list[tuple]:
+    "Rows of (count, value per side …), the header first"
+    sides = [cutting for _, cutting, _ in self._sides()]
+    rows = [(name, *(f"{cutting.counts[key]:,}" for cutting in sides)) for key, name in _rows_of_counts.items()]
+    seams = "documents run together", *(f"{cutting.seams:,}" for cutting in sides)
+    return [("", "this way", "the tutorial's")[:1 + len(sides)], *rows, seams]
 
-    def __str__(self):
-        return "\n".join(f"{name:<24}" + "".join(f"{o:>16}" for o in rest) for name, *rest in self._table())
 
-    __repr__ = __str__
+def _counts_text(self) -> str:
+    return "\n".join(f"{name:<24}" + "".join(f"{o:>16}" for o in rest) for name, *rest in _counts_table(self))
 
-# %% ../nbs/03b_blocks.ipynb #c002362f
+
+BlockView.__str__ = BlockView.__repr__ = _counts_text
+
+# %% ../nbs/03b_blocks.ipynb #519844e7
 def _legend(zoom: str) -> str:
     "What the marks mean, as HTML"
     near = zoom == "tokens"
     box = lambda style, text: f'<span style="{style}{_rounded}">{text}</span>'
     tint = lambda i, text: box(f"background:{_tints[i]};color:#111;", text)
     eos = f'<span style="{_chip}">EOS</span>' if near else "<b>▌</b> EOS"
+    cut = f'{"✂ cut," if near else "▶"} goes on in the next row; … continued'
     return (f'<p style="margin:4px 0 10px">{tint(0, "1 document")} {tint(1, "2 the next")} {eos} ends a document · '
-            f'{"✂ cut," if near else "▶"} goes on in the next row; … continued · {box(_hatch, "hatched")} dropped, or padding</p>')
+            f'{cut} · {box(_hatch, "hatched")} dropped, or padding</p>')
 
 
 def _counts_html(rows: list[tuple]) -> str:
@@ -335,7 +340,7 @@ def _counts_html(rows: list[tuple]) -> str:
     body = "".join(row("td" if i else "th", cells) for i, cells in enumerate(rows))
     return f'<table style="margin-top:10px;border-collapse:collapse;font-size:15px">{body}</table>'
 
-# %% ../nbs/03b_blocks.ipynb #8830f1f6
+# %% ../nbs/03b_blocks.ipynb #3037506e
 def _block_view_html(self) -> str:
     basis, direction = ("auto", "column") if self.zoom == "tokens" else ("400px", "row;flex-wrap:wrap")
     def draw(cutting, batches):
@@ -345,17 +350,18 @@ def _block_view_html(self) -> str:
                     f'{draw(cutting, batches)}</div>' for title, cutting, batches in self._sides())
     return (f'<div style="font:15px sans-serif;color:inherit;{_exact}">{_legend(self.zoom)}'
             f'<div style="display:flex;flex-direction:{direction};gap:6px 28px">{sides}</div>'
-            f'{_counts_html(self._table())}</div>')
+            f'{_counts_html(_counts_table(self))}</div>')
 
 
 BlockView._repr_html_ = _block_view_html
 
-# %% ../nbs/03b_blocks.ipynb #e7898b27
+# %% ../nbs/03b_blocks.ipynb #a424da81
 def _document_lists(tokens) -> list:
     "The token ids of each document; `ValueError` where there are none"
     columns = getattr(tokens, "column_names", None)
     if isinstance(columns, dict):
-        raise ValueError(f"tokens holds the splits {', '.join(columns)}. Give one, e.g. tokens[{next(iter(columns))!r}].")
+        raise ValueError(f"tokens holds the splits {', '.join(columns)}. "
+                         f"Give one, e.g. tokens[{next(iter(columns))!r}].")
     if columns is not None and "input_ids" not in columns:
         raise ValueError(f"tokens has no column 'input_ids', only {columns}. Give one split of what tokenize() gave.")
     lists = tokens.with_format(None)["input_ids"][:] if columns is not None else list(tokens)
@@ -399,7 +405,7 @@ def show_blocks(
     theirs = cut_documents(plain, block_size, "batch", batch_size, eos=eos) if compare else None
     return BlockView(ours, theirs, tokenizer, block_size, remainder, batch_size, n_blocks, zoom)
 
-# %% ../nbs/03b_blocks.ipynb #866ae297
+# %% ../nbs/03b_blocks.ipynb #f152a005
 class FlowStep(NamedTuple):
     "One stage of a flow: what it took became what it gave, and what was dropped"
     stage: str
@@ -413,7 +419,7 @@ _steps = {"load": ("read", "records", ()), "flatten": ("texts", "documents", ())
           "tokenize": ("tokens", "tokens", ("text_tokens", "special_tokens")),
           "group": ("tokens", "tokens_in_blocks", ("blocks", "padding"))}
 
-
+# %% ../nbs/03b_blocks.ipynb #5f20fd88
 def flow_steps(
     ledger: Ledger, # what every stage took and gave
     split: str = "train", # of which split
@@ -431,7 +437,7 @@ def flow_steps(
         return FlowStep(stage, (taken, c.get(taken, c[given])), (given, c[given]), dropped, notes)
     return [step(stage, c) for stage, c in counts.items()]
 
-# %% ../nbs/03b_blocks.ipynb #2a971218
+# %% ../nbs/03b_blocks.ipynb #633bc173
 @dataclass(repr=False)
 class LedgerFlow:
     "A ledger as a picture: SVG in a notebook, text elsewhere"
@@ -440,7 +446,8 @@ class LedgerFlow:
 
     def __str__(self):
         words = lambda count: f"{count[1]:,} {count[0].replace('_', ' ')}"
-        lines = [[f"{s.stage}: {words(s.taken)} → {words(s.given)}", *map(words, s.dropped + s.notes)] for s in self.steps]
+        stage = lambda s: [f"{s.stage}: {words(s.taken)} → {words(s.given)}", *map(words, s.dropped + s.notes)]
+        lines = map(stage, self.steps)
         return "\n".join(map(", ".join, lines))
 
     __repr__ = __str__
@@ -468,7 +475,7 @@ def _svg_text(x: float, y: float, words: str, more: str = "") -> str:
 
 def _words(count: tuple) -> str: return f"{count[1]:,} {count[0].removeprefix('dropped_').replace('_', ' ')}"
 
-# %% ../nbs/03b_blocks.ipynb #be6456d9
+# %% ../nbs/03b_blocks.ipynb #2bf1f313
 class FlowBar(NamedTuple):
     "A bar of the flow: one count of the ledger, as high as its share"
     count: tuple # (count's name, number)
@@ -484,15 +491,17 @@ def flow_bars(
     "The bars of a flow and what was dropped between them"
     bars = []
     for step, (taken, given, *dropped) in zip(flow.steps, flow.heights()):
-        if not bars or bars[-1].count[1] != step.taken[1]:
+        if fresh := not bars or bars[-1].count[1] != step.taken[1]:
             first = step.given if step.stage == "load" and not step.dropped else step.taken
-            bars.append(FlowBar(first, taken, step.stage if bars else "", (), step.notes if step.stage == "tokenize" else ()))
-        if step.given != bars[-1].count:
-            via = "" if bars[-1].via == step.stage else step.stage
-            bars.append(FlowBar(step.given, given, via, tuple(zip(step.dropped, dropped)), step.notes))
+            via, notes = step.stage if bars else "", step.notes if step.stage == "tokenize" else ()
+            bars.append(FlowBar(first, taken, via, (), notes))
+        if step.given == bars[-1].count: continue
+        if fresh and bars[-1].via and not step.dropped: bars.pop()
+        via = "kept" if bars and bars[-1].via == step.stage else step.stage
+        bars.append(FlowBar(step.given, given, via, tuple(zip(step.dropped, dropped)), step.notes))
     return bars
 
-# %% ../nbs/03b_blocks.ipynb #4155fee0
+# %% ../nbs/03b_blocks.ipynb #7f11caa1
 def _box(x: float, y: float, height: float, fill: str = "url(#clm-flow-hatch)") -> str:
     return (f'<rect x="{x:.1f}" y="{y:.1f}" width="10" height="{height:.1f}" fill="{fill}" stroke="#555" '
             'stroke-width=".6"/>')
@@ -511,7 +520,7 @@ def _drops(bar: FlowBar, x0: float, x1: float, top: float) -> str:
         y, end = y + height, end + max(h + 12, 46)
     return "".join(out)
 
-
+# %% ../nbs/03b_blocks.ipynb #6a1a1bdc
 def _bar_svg(bar: FlowBar, x: float, top: float, fill: str) -> str:
     "A bar with its number above and other counts below"
     number, name = _words(bar.count).split(" ", 1)
@@ -527,7 +536,7 @@ def _bar_svg(bar: FlowBar, x: float, top: float, fill: str) -> str:
             for i, words in enumerate(map(_words, bar.notes))]
     return "".join(out)
 
-# %% ../nbs/03b_blocks.ipynb #c76d1a52
+# %% ../nbs/03b_blocks.ipynb #839c88b2
 _fills = {"train": "#56b4e9"}  # what is held out: vermillion
 
 
@@ -545,13 +554,14 @@ def _flow_html(self) -> str:
     out += [_bar_svg(bar, at, top, fill) for bar, at in zip(bars, x)]
     height = top + 188 + max(sum(max(h + 12, 46) for _, h in bar.dropped) for bar in bars)
     return (f'<div style="font:15px sans-serif;color:inherit;{_exact}"><b>{escape(self.split)}</b>'
-            f'<svg viewBox="0 0 900 {height:.0f}" width="100%" style="max-width:900px;display:block;font-family:sans-serif" '
-            f'role="img" aria-label="{escape(str(self))}">{_hatching("clm-flow-hatch")}{"".join(out)}</svg></div>')
+            f'<svg viewBox="0 0 900 {height:.0f}" width="100%" role="img" '
+            'style="max-width:900px;display:block;font-family:sans-serif" '
+            f'aria-label="{escape(str(self))}">{_hatching("clm-flow-hatch")}{"".join(out)}</svg></div>')
 
 
 LedgerFlow._repr_html_ = _flow_html
 
-
+# %% ../nbs/03b_blocks.ipynb #b5c639dc
 def ledger_flow(
     ledger: Ledger, # what every stage took and gave
     split: str = "train", # of which split

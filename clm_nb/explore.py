@@ -7,20 +7,27 @@ Docs: https://clm-nb.github.io/clm_nb/explore.html.md"""
 # %% auto #0
 __all__ = ['token_label', 'Distribution', 'distribution', 'LikelyPath', 'greedy_logits', 'NextTokenExplorer']
 
-# %% ../nbs/08b_explore.ipynb #c4490563
+# %% ../nbs/08b_explore.ipynb #474a724c
 import math
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from .generate import (NextTokens, _check_options, _check_room, clean_config, own_rng, prompt_ids,
                              sampling_probabilities)
 from .perplexity import evaluating
 from .widgets import LiveView
 
-# %% ../nbs/08b_explore.ipynb #f5ea06aa
+# %% ../nbs/08b_explore.ipynb #a4acaed8
+@lru_cache(1)
+def _byte_of() -> dict[str, int]:
+    "GPT-2's table: the byte that a printable character stands for"
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+    return {char: byte for byte, char in bytes_to_unicode().items()}
+
+
 def _token_bytes(tokenizer, token: str) -> bytes:
     "The bytes of text that a token of the vocabulary stands for"
     import re
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    byte_of = _byte_of()
     if "ByteLevel" in repr(tokenizer.backend_tokenizer.decoder) and set(token) <= set(byte_of):
         return bytes(byte_of[char] for char in token)
     if re.fullmatch("<0x[0-9A-F]{2}>", token): return bytes([int(token[3:5], 16)])
@@ -40,10 +47,11 @@ def token_label(
     escape = lambda char: char.encode("unicode_escape").decode()
     return "".join(signs.get(char) or (char if char.isprintable() else escape(char)) for char in text)
 
-# %% ../nbs/08b_explore.ipynb #58b7b180
+# %% ../nbs/08b_explore.ipynb #68a56270
 @dataclass
 class Distribution(NextTokens):
     "The likeliest next tokens before and after the options, with the figures of the whole vocabulary"
+    cut: list[bool] # by top-k or top-p; a probability too small for a float is 0 too, and is not cut
     mass: float # probability at this temperature of the tokens that are kept, before the others are cut
     entropy_before: float # bits, as the model gives it
     entropy: float # bits, after temperature, top-k and top-p
@@ -56,15 +64,15 @@ class Distribution(NextTokens):
 
     def summary(self) -> str: # two lines
         "What the options leave"
-        drawn = "1 token" if self.kept == 1 else f"{self.kept:,} tokens"
-        return (f"{drawn} can be drawn · mass kept: {_percent(self.mass)}\nentropy {self.entropy_before:.2f} → "
+        left = "1 token is left" if self.kept == 1 else f"{self.kept:,} tokens are left"
+        return (f"{left} · mass kept: {_percent(self.mass)}\nentropy {self.entropy_before:.2f} → "
                 f"{self.entropy:.2f} bits · perplexity {self.perplexity_before:,.1f} → {self.perplexity:,.1f}")
 
-# %% ../nbs/08b_explore.ipynb #843e6b41
+# %% ../nbs/08b_explore.ipynb #a388199b
 def _percent(share: float) -> str:
     "93 %, 7.3 %, <0.1 %"
     if share >= 0.9995: return "100 %" if share >= 1 - 1e-6 else ">99.9 %"
-    if 0 < share < 0.0005: return "<0.1 %"
+    if share < 0.0005: return "<0.1 %"
     return f"{100*share:.1f} %"
 
 
@@ -73,7 +81,17 @@ def _entropy(probabilities) -> float:
     import torch
     return float(torch.special.entr(probabilities.double()).sum())/math.log(2)
 
-# %% ../nbs/08b_explore.ipynb #25b2ebe8
+# %% ../nbs/08b_explore.ipynb #22ef4687
+def _option_scores(logits, temperature: float, top_k: int, top_p: float):
+    "(rows, vocabulary) what `generate` draws from, as logits; -inf: cut by top-k or top-p"
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    _check_options(1, True, temperature, top_k, top_p, 1)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
+    if top_k: warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1: warpers.append(TopPLogitsWarper(top_p))
+    return warpers(None, logits.float())
+
+# %% ../nbs/08b_explore.ipynb #63fafa29
 def distribution(
     logits, # (vocabulary,) float tensor: the model's last row
     tokenizer, # for the labels
@@ -83,14 +101,14 @@ def distribution(
     n: int = 15, # how many of the likeliest to list
 ) -> Distribution:
     "What the options make of the next token's distribution"
-    shape = lambda *options: sampling_probabilities(logits[None].float(), *options)[0]
-    before, tempered, after = shape(), shape(temperature), shape(temperature, top_k, top_p)
-    top = before.topk(min(n, len(before))).indices
-    ids, kept = top.tolist(), after > 0
+    scores = _option_scores(logits[None], temperature, top_k, top_p)[0]
+    before, tempered = (_option_scores(logits[None], t, 0, 1.0)[0].softmax(-1) for t in (1.0, temperature))
+    after, kept, top = scores.softmax(-1), scores.isfinite(), before.topk(min(n, len(before))).indices
+    ids, mass = top.tolist(), min(float(tempered[kept].double().sum()), 1.0)
     return Distribution([token_label(tokenizer, i) for i in ids], ids, before[top].tolist(), after[top].tolist(),
-                        int(kept.sum()), min(float(tempered[kept].double().sum()), 1.0), _entropy(before), _entropy(after))
+                        int(kept.sum()), (~kept[top]).tolist(), mass, _entropy(before), _entropy(after))
 
-# %% ../nbs/08b_explore.ipynb #84316bdb
+# %% ../nbs/08b_explore.ipynb #45fa27dc
 @dataclass
 class LikelyPath:
     "A greedy continuation, token by token"
@@ -117,7 +135,7 @@ def _odds(p: float) -> str:
     power = next((n for n in (12, 9, 6, 3) if p < 10.0**-n), 3)
     return f"1 in {10.0**-power/p:,.3g} {({3: 'thousand', 6: 'million', 9: 'billion', 12: 'trillion'})[power]}"
 
-# %% ../nbs/08b_explore.ipynb #82ba56e5
+# %% ../nbs/08b_explore.ipynb #e6ae701a
 def greedy_logits(
     model, # a causal language model
     tokenizer, # its tokenizer
@@ -128,7 +146,8 @@ def greedy_logits(
     import copy, torch
     from clm_nb.train import context_length
     _check_room(model, len(ids))
-    steps, prompt = min(steps, (context_length(model.config) or math.inf) - len(ids)), torch.tensor([ids], device=model.device)
+    steps = min(steps, (context_length(model.config) or math.inf) - len(ids))
+    prompt = torch.tensor([ids], device=model.device)
     with evaluating(model):
         if steps < 1: return [], model(prompt).logits[0, -1:].float().cpu()
         config, _ = clean_config(model, tokenizer, steps, False, 1.0, 0, 1.0, 1)
@@ -138,13 +157,40 @@ def greedy_logits(
         out = model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=config)
     return out.sequences[0, len(ids):].tolist(), torch.cat(out.logits).float().cpu()
 
-# %% ../nbs/08b_explore.ipynb #545fcab0
-def _path(ids: list[int], logits, tokenizer, temperature: float, top_k: int, top_p: float) -> LikelyPath:
-    "The greedy ids with the probability of each, before and after the options"
-    shares = lambda *options: sampling_probabilities(logits, *options)[range(len(ids)), ids].tolist() if ids else []
-    return LikelyPath([token_label(tokenizer, i) for i in ids], ids, shares(), shares(temperature, top_k, top_p))
+# %% ../nbs/08b_explore.ipynb #1dbdf135
+def _last_shares(ascending, temperature: float, top_k: int, top_p: float):
+    "(rows,) what `sampling_probabilities` makes of the last logit of sorted rows; NaN where a tie is torn apart"
+    scores = ascending/temperature
+    if top_k: scores = scores.masked_fill(scores < scores[:, -min(top_k, scores.shape[1]), None], -math.inf)
+    kept = scores.softmax(-1).cumsum(-1) > 1 - top_p
+    kept[:, -1] = True
+    torn = ((scores == scores[:, -1:]) & ~kept).any(-1)
+    return scores.masked_fill(~kept, -math.inf).softmax(-1)[:, -1].masked_fill(torn, math.nan)
 
-# %% ../nbs/08b_explore.ipynb #6a529044
+# %% ../nbs/08b_explore.ipynb #b81422d6
+class _Answer:
+    "A greedy continuation, and what each of its tokens was chosen from"
+    def __init__(self, ids: list[int], logits): self.ids, self.logits = ids, logits
+
+    @cached_property
+    def ascending(self): return self.logits.sort(-1).values
+
+    @cached_property
+    def before(self) -> list[float]: return self.shares(1.0, 0, 1.0)
+
+    def shares(self, temperature: float, top_k: int, top_p: float) -> list[float]:
+        "The probability of each token of the path, as in `sampling_probabilities`"
+        options, each = (temperature, top_k, top_p), range(len(self.ids))
+        exact = lambda rows, ids: sampling_probabilities(rows, *options)[range(len(ids)), ids].tolist()
+        if top_p == 1: return exact(self.logits, self.ids) if self.ids else []
+        last = _last_shares(self.ascending, *options).tolist()
+        return [exact(self.logits[i:i + 1], self.ids[i:i + 1])[0] if math.isnan(last[i]) else last[i] for i in each]
+
+    def path(self, tokenizer, **options) -> LikelyPath:
+        "The tokens with the probability of each, before and after the options"
+        return LikelyPath([token_label(tokenizer, i) for i in self.ids], self.ids, self.before, self.shares(**options))
+
+# %% ../nbs/08b_explore.ipynb #19ae66ea
 _colours = ["#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2"]  # first model blue, second vermillion
 _row, _muted, _print = 28, "opacity:.7", "print-color-adjust:exact;-webkit-print-color-adjust:exact"
 
@@ -155,34 +201,35 @@ def _scale(distributions) -> float:
     return next(end for end in (0.05, 0.1, 0.2, 0.5, 1.0) if longest <= end + 1e-5)
 
 
-def _bar(before: float, after: float, colour: str, scale: float) -> str:
+def _bar(before: float, after: float, cut: bool, colour: str, scale: float) -> str:
     "An outline, and in it what is left"
     width = lambda share: f"width:{100*min(share/scale, 1):.2f}%"
     hatch = f"background:repeating-linear-gradient(45deg,{colour}66 0 2px,transparent 2px 7px);border-style:dashed;"
     outline = (f'<div style="position:absolute;left:0;top:0;height:20px;{width(before)};box-sizing:border-box;'
-               f'border:1.5px solid {colour};background:{colour}22;{"" if after else hatch}{_print}"></div>')
-    filled = f'<div style="position:absolute;left:0;top:5px;height:10px;{width(after)};background:{colour};{_print}"></div>'
+               f'border:1.5px solid {colour};background:{colour}22;{hatch if cut else ""}{_print}"></div>')
+    filled = (f'<div style="position:absolute;left:0;top:5px;height:10px;{width(after)};'
+              f'background:{colour};{_print}"></div>')
     return f'<div style="position:relative;flex:1 1 60px;height:20px;min-width:40px">{outline}{filled}</div>'
 
-# %% ../nbs/08b_explore.ipynb #6d75706d
-def _bar_row(label: str, before: float, after: float, colour: str, scale: float) -> str:
+# %% ../nbs/08b_explore.ipynb #2772bab6
+def _bar_row(label: str, before: float, after: float, cut: bool, colour: str, scale: float) -> str:
     "One token: its label (none where a button carries it), its bar, its numbers"
     from html import escape
-    struck = "" if after else "text-decoration:line-through;"
+    struck = "text-decoration:line-through;" if cut else ""
     name = f'<div style="flex:0 0 8.5em;overflow:hidden;text-overflow:ellipsis;white-space:pre;{struck}' \
            f'font-family:monospace">{escape(label)}</div>' if label else ""
-    numbers = f'{_percent(before)} → {_percent(after) if after else "0, cut"}'
-    right = f'<div style="flex:0 0 9.6em;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap">{numbers}</div>'
+    right = ('<div style="flex:0 0 9.6em;text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap">'
+             f'{_percent(before)} → {"0, cut" if cut else _percent(after)}</div>')
     return (f'<div style="display:flex;gap:8px;align-items:center;height:{_row}px;line-height:{_row}px;font-size:15px;'
-            f'{"" if after else "opacity:.6"}">{name}{_bar(before, after, colour, scale)}{right}</div>')
+            f'{"opacity:.6" if cut else ""}">{name}{_bar(before, after, cut, colour, scale)}{right}</div>')
 
 
 def _bars(shown: Distribution, colour: str, scale: float, labels: bool = True) -> str:
     "All rows of a distribution"
     labels = shown.tokens if labels else [""]*len(shown.tokens)
-    return "".join(_bar_row(*row, colour, scale) for row in zip(labels, shown.before, shown.after))
+    return "".join(_bar_row(*row, colour, scale) for row in zip(labels, shown.before, shown.after, shown.cut))
 
-# %% ../nbs/08b_explore.ipynb #ae876569
+# %% ../nbs/08b_explore.ipynb #b9b43969
 def _tint(share: float, colour: str) -> str:
     "From white to the colour; never so dark that #111 can't be read on it"
     mix = (round(255 + (int(colour[i:i + 2], 16) - 255)*0.8*share) for i in (1, 3, 5))
@@ -192,12 +239,13 @@ def _tint(share: float, colour: str) -> str:
 def _chip(label: str, below: str, background: str) -> str:
     "A token in a box, and a number under it"
     from html import escape
-    box = f'<span style="display:block;background:{background};color:#111;border:1px solid rgba(128,128,128,.4);padding:1px 4px;' \
-          f'border-radius:3px;font-family:monospace;white-space:pre;{_print}">{escape(label)}</span>'
+    box = (f'<span style="display:block;background:{background};color:#111;border:1px solid rgba(128,128,128,.4);'
+           f'padding:1px 4px;border-radius:3px;font-family:monospace;white-space:pre;{_print}">{escape(label)}</span>')
     number = f'<span style="display:block;font-size:12px;line-height:16px">{below}</span>' if below else ""
-    return f'<span style="display:inline-block;text-align:center;margin:1px;vertical-align:top;line-height:22px">{box}{number}</span>'
+    return ('<span style="display:inline-block;text-align:center;margin:1px;vertical-align:top;line-height:22px">'
+            f'{box}{number}</span>')
 
-# %% ../nbs/08b_explore.ipynb #dab29fa2
+# %% ../nbs/08b_explore.ipynb #7639f822
 def _path_html(path: LikelyPath, colour: str) -> str:
     "The path as tinted tokens with their numbers, and its product"
     chips = "".join(_chip(token, _percent(p), _tint(p, colour)) for token, p in zip(path.tokens, path.before))
@@ -209,18 +257,21 @@ def _head_html(name: str, shown: Distribution, colour: str, scale: float) -> str
     "A model's name, its figures, and what the bars mean"
     from html import escape
     swatch = lambda style: f'<span style="display:inline-block;width:22px;height:10px;{style};{_print}"></span>'
-    legend = (f'{swatch(f"border:1.5px solid {colour};background:{colour}22")} the model → {swatch(f"background:{colour}")} '
-              f'with these settings · full width: {scale:.0%}')
-    return (f'<div style="font-size:15px;line-height:1.4"><b style="font-size:17px;border-bottom:3px solid {colour}">{escape(name)}</b>'
-            f'<div style="white-space:pre-line">{shown.summary()}</div><div style="{_muted};font-size:14px">{legend}</div></div>')
+    outline, filled = swatch(f"border:1.5px solid {colour};background:{colour}22"), swatch(f"background:{colour}")
+    legend = f"{outline} the model → {filled} with these settings · full width: {scale:.0%}"
+    title = f'<b style="font-size:17px;border-bottom:3px solid {colour}">{escape(name)}</b>'
+    return (f'<div style="font-size:15px;line-height:1.4">{title}'
+            f'<div style="white-space:pre-line">{shown.summary()}</div>'
+            f'<div style="{_muted};font-size:14px">{legend}</div></div>')
 
-# %% ../nbs/08b_explore.ipynb #0340ad51
+# %% ../nbs/08b_explore.ipynb #7994f2ff
 class _Explored:
     "The tokens so far, and what the models make of them"
     def __init__(self, models, tokenizer, steps: int = 12):
         from clm_nb.train import check_fit
         self.models = dict(models) if isinstance(models, dict) else {"model": models}
-        if not self.models: raise ValueError("models={} is empty. Give a model, or e.g. {'base': ..., 'fine-tuned': ...}.")
+        if not self.models:
+            raise ValueError("models={} is empty. Give a model, or e.g. {'base': ..., 'fine-tuned': ...}.")
         for model in self.models.values(): check_fit(model.config, tokenizer=tokenizer)
         self.tokenizer, self.steps, self.error, self.note = tokenizer, steps, "", ""
         self._prompt_ids, self._appended, self._asked, self._answers = [], [], None, {}
@@ -232,15 +283,16 @@ class _Explored:
         "Run the models on the ids, if they are others than last time; what can't be run is in `error`"
         if self._asked == self.ids: return
         self.error, self._answers, self._asked = "", {}, self.ids
-        try: self._answers = {name: greedy_logits(model, self.tokenizer, self.ids, self.steps)
-                              for name, model in self.models.items()}
+        asked = lambda model: _Answer(*greedy_logits(model, self.tokenizer, self.ids, self.steps))
+        try: self._answers = {name: asked(model) for name, model in self.models.items()}
         except Exception as e: self.error = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
 
-# %% ../nbs/08b_explore.ipynb #5d96260a
+# %% ../nbs/08b_explore.ipynb #a05800b2
 def _sliders(n: int) -> dict:
     "The controls of the distribution, by name"
     import ipywidgets as w
-    long = dict(continuous_update=True, layout=w.Layout(flex="1 1 260px", max_width="400px"), style=dict(description_width="90px"))
+    long = dict(continuous_update=True, layout=w.Layout(flex="1 1 260px", max_width="400px"),
+                style=dict(description_width="90px"))
     return dict(temperature=w.FloatSlider(1.0, min=0.05, max=3.0, step=0.05, description="temperature", **long),
                 top_k=w.IntSlider(0, min=0, max=100, description="top-k (0: all)", **long),
                 top_p=w.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, description="top-p (1: all)", **long),
@@ -252,23 +304,28 @@ def _checked(controls: dict, values: dict):
     for name, value in values.items():
         if name not in controls: raise ValueError(f"{name} can't be set. Use one of {', '.join(controls)}.")
         low, high = (getattr(controls[name], end, None) for end in ("min", "max"))
-        if name == "prompt" and not isinstance(value, str): raise ValueError(f"prompt={value!r} is no text. Give a string.")
-        if low is not None and not (isinstance(value, (int, float)) and low <= value <= high): raise ValueError(f"{name}={value!r} can't be used. Use {low} to {high}.")
+        if name == "prompt" and not isinstance(value, str):
+            raise ValueError(f"prompt={value!r} is no text. Give a string.")
+        if low is not None and not (isinstance(value, (int, float)) and low <= value <= high):
+            raise ValueError(f"{name}={value!r} can't be used. Use {low} to {high}.")
 
-# %% ../nbs/08b_explore.ipynb #f59b6c74
+# %% ../nbs/08b_explore.ipynb #c1f5c55a
 class _Column:
     "The widgets of one model"
-    def __init__(self, click, draw):
+    def __init__(self, click, draw, name: str = ""):
         import ipywidgets as w
         self.click, self.buttons, self.head, self.bars, self.path = click, [], w.HTML(), w.HTML(), w.HTML()
         self.bars.layout = w.Layout(flex="1 1 200px", margin="0", min_width="200px")
         self.path.layout = w.Layout(flex="1 1 240px", margin="0 0 0 8px", min_width="220px")
-        self.draw = w.Button(description="Draw one", tooltip="Append a token drawn at random with these settings")
+        self.draw = w.Button(description=f"Draw one: {name}" if name else "Draw one",
+                             tooltip="Append a token drawn at random with these settings",
+                             layout=w.Layout(width="auto", max_width="99%", align_self="flex-start"))
         self.draw.on_click(lambda _: draw())
         self.tokens = w.VBox(layout=w.Layout(flex="0 0 130px", margin="0"))
         rows = w.HBox([self.tokens, self.bars], layout=w.Layout(flex="2 1 380px", align_items="flex-start"))
         beside = w.HBox([rows, self.path], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
-        self.ui = w.VBox([self.head, self.draw, beside], layout=w.Layout(flex="1 1 400px", margin="0 12px 8px 0", min_width="0"))
+        self.ui = w.VBox([self.head, self.draw, beside],
+                         layout=w.Layout(flex="1 1 400px", margin="0 12px 8px 0", min_width="0"))
 
     def button(self, row: int):
         "The button of a row, made when it is needed first: the keyboard's focus stays on it from token to token"
@@ -280,14 +337,14 @@ class _Column:
             self.buttons.append(new)
         return self.buttons[row]
 
-# %% ../nbs/08b_explore.ipynb #5b0e2b01
+# %% ../nbs/08b_explore.ipynb #97a36aad
 def _show(self, name: str, shown: Distribution, path: LikelyPath, colour: str, scale: float, full: bool):
     "Bring the column up to date"
-    for row, (label, token_id, after) in enumerate(zip(shown.tokens, shown.ids, shown.after)):
+    for row, (label, token_id, cut) in enumerate(zip(shown.tokens, shown.ids, shown.cut)):
         button = self.button(row)
         button.description, button.token_id, button.disabled = label, token_id, full
         button.tooltip = f"append token {token_id}"
-        button.style.text_decoration = "none" if after else "line-through"
+        button.style.text_decoration = "line-through" if cut else "none"
     self.tokens.children = self.buttons[:len(shown.ids)]
     self.draw.disabled = full
     self.head.value, self.path.value = _head_html(name, shown, colour, scale), _path_html(path, colour)
@@ -326,7 +383,7 @@ class NextTokenExplorer(_Explored, LiveView):
         "The options that the sliders stand at"
         return {name: self.controls[name].value for name in ("temperature", "top_k", "top_p")}
 
-# %% ../nbs/08b_explore.ipynb #b27ae701
+# %% ../nbs/08b_explore.ipynb #db5e30fb
 def _build(self, n: int):
     "The widgets; each control is an attribute too"
     import ipywidgets as w
@@ -339,20 +396,24 @@ def _build(self, n: int):
     self.undo_button.on_click(lambda _: self.undo())
     self.reset_button.on_click(lambda _: self.reset())
     self.line, self._held = w.HTML(layout=wide), False
-    self.columns = {name: _Column(self.append, lambda name=name: self.draw(name)) for name in self.models}
+    column = lambda name: _Column(self.append, lambda: self.draw(name), name if len(self.models) > 1 else "")
+    self.columns = {name: column(name) for name in self.models}
     sliders = w.HBox([self.controls[name] for name in ("temperature", "top_k", "top_p")], layout=wrap)
-    self.ui = w.VBox([self.prompt, sliders, self.line, w.HBox([self.undo_button, self.reset_button, self.n], layout=wrap),
-                      w.HBox([column.ui for column in self.columns.values()], layout=wrap)])
-    for name, control in self.controls.items(): control.observe(self._on_prompt if name == "prompt" else self._on_slider, "value")
+    buttons = w.HBox([self.undo_button, self.reset_button, self.n], layout=wrap)
+    columns = w.HBox([column.ui for column in self.columns.values()], layout=wrap)
+    self.ui = w.VBox([self.prompt, sliders, self.line, buttons, columns])
+    for name, control in self.controls.items():
+        control.observe(self._on_prompt if name == "prompt" else self._on_slider, "value")
 
 
 NextTokenExplorer._build = _build
 
-# %% ../nbs/08b_explore.ipynb #921cc68c
+# %% ../nbs/08b_explore.ipynb #cf687504
 def _on_prompt(self, change):
     "The prompt is another: its ids, and none appended"
     back, self._appended, self._prompt_ids = len(self._appended), [], []
-    self.note = f"The prompt was edited: {back} appended token{'s were' if back > 1 else ' was'} taken back." if back else ""
+    what = f"{back} appended token{'s were' if back > 1 else ' was'} taken back"
+    self.note = f"The prompt was edited: {what}." if back else ""
     try: self._prompt_ids = prompt_ids(self.tokenizer, self.prompt.value)
     except ValueError as e: self._asked, self._answers, self.error = [], {}, str(e)
     self.refresh()
@@ -369,16 +430,16 @@ def _full(self) -> bool:
 
 NextTokenExplorer._on_prompt, NextTokenExplorer._on_slider, NextTokenExplorer._full = _on_prompt, _on_slider, _full
 
-# %% ../nbs/08b_explore.ipynb #aca65701
+# %% ../nbs/08b_explore.ipynb #e1c76f1d
 def _distribution(self) -> dict[str, Distribution]: # by model name; empty where there is an `error`
     "The next token of every model, before and after the options"
-    return {name: distribution(logits[0], self.tokenizer, **self.settings, n=self.n.value)
-            for name, (_, logits) in self._answers.items()}
+    return {name: distribution(answer.logits[0], self.tokenizer, **self.settings, n=self.n.value)
+            for name, answer in self._answers.items()}
 
 
 def _paths(self) -> dict[str, LikelyPath]: # by model name; empty where there is an `error`
     "The likeliest token each time, with the probability of each"
-    return {name: _path(*answer, self.tokenizer, **self.settings) for name, answer in self._answers.items()}
+    return {name: answer.path(self.tokenizer, **self.settings) for name, answer in self._answers.items()}
 
 
 NextTokenExplorer.distribution, NextTokenExplorer.path = property(_distribution), property(_paths)
@@ -404,7 +465,7 @@ def _cycled():
 
 NextTokenExplorer.refresh = _refresh
 
-# %% ../nbs/08b_explore.ipynb #2434161e
+# %% ../nbs/08b_explore.ipynb #18b905eb
 def _message(self) -> str: # empty: all is well
     "What the reader has to know: an error, a full context, an edited prompt"
     if self.error: return self.error
@@ -420,17 +481,18 @@ def _line_html(self) -> str:
     count = f"{len(self._prompt_ids)} + {len(self._appended)} tokens"
     alert = f'<div role="alert" style="border-left:4px solid #d55e00;padding-left:8px">{escape(self.message)}</div>'
     return (f'<div style="font-size:16px;line-height:1.6;overflow-wrap:anywhere">{prompt}{chips} '
-            f'<span style="{_muted};font-size:14px;white-space:nowrap">{count}</span>{alert if self.message else ""}</div>')
+            f'<span style="{_muted};font-size:14px;white-space:nowrap">{count}</span>'
+            f'{alert if self.message else ""}</div>')
 
 
 NextTokenExplorer.message, NextTokenExplorer._line_html = property(_message), _line_html
 
-# %% ../nbs/08b_explore.ipynb #80588309
+# %% ../nbs/08b_explore.ipynb #d59e2911
 def _set(self, **values): # prompt, temperature, top_k, top_p, n
     "Set the controls; the explorer itself, for the next call"
     _checked(self.controls, values)
-    options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | {k: v for k, v in values.items() if k not in ("prompt", "n")}
-    _check_options(1, True, num_beams=1, **options)
+    options = {k: v for k, v in values.items() if k not in ("prompt", "n")}
+    _check_options(1, True, num_beams=1, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)
     self._held = True
     try:
         for name, value in values.items(): self.controls[name].value = value
@@ -442,7 +504,7 @@ def _set(self, **values): # prompt, temperature, top_k, top_p, n
 
 NextTokenExplorer.set = _set
 
-# %% ../nbs/08b_explore.ipynb #2883cf7a
+# %% ../nbs/08b_explore.ipynb #aa71051c
 def _append(self, token_id: int):
     "Append a token by its id, and ask the models again; a full context takes no more, and says so"
     size = min(model.config.vocab_size for model in self.models.values())
@@ -459,7 +521,8 @@ def _draw(self, name: str | None = None, seed: int | None = None):
     name = name or next(iter(self.models))
     if name not in self.models: raise ValueError(f"name={name!r} is no model. Use one of {', '.join(self.models)}.")
     if name not in self._answers: return self
-    with own_rng(seed): drawn = torch.multinomial(sampling_probabilities(self._answers[name][1][:1], **self.settings)[0], 1)
+    probabilities = sampling_probabilities(self._answers[name].logits[:1], **self.settings)[0]
+    with own_rng(seed): drawn = torch.multinomial(probabilities, 1)
     return self.append(int(drawn))
 
 
@@ -501,14 +564,15 @@ def _explorer_repr(self): return f"NextTokenExplorer({', '.join(self.models)}; {
 
 NextTokenExplorer._repr_html_, NextTokenExplorer.__repr__ = _static_html, _explorer_repr
 
-# %% ../nbs/08b_explore.ipynb #bb2b43ce
+# %% ../nbs/08b_explore.ipynb #4ababe1c
 def _draw_bars(ax, shown: Distribution, colour: str, title: str):
     "Outlines before, filled bars after, cut ones hatched"
     at = range(len(shown.tokens))
     ax.barh(at, shown.before, 0.8, facecolor=colour + "22", edgecolor=colour, label="the model")
     ax.barh(at, shown.after, 0.4, color=colour, label="with these settings")
-    cut = [i for i in at if not shown.after[i]]
-    if cut: ax.barh(cut, [shown.before[i] for i in cut], 0.8, fill=False, hatch="////", edgecolor=colour, linestyle="--", label="cut")
+    cut = [i for i in at if shown.cut[i]]
+    hatched = dict(fill=False, hatch="////", edgecolor=colour, linestyle="--", label="cut")
+    if cut: ax.barh(cut, [shown.before[i] for i in cut], 0.8, **hatched)
     ax.set_yticks(list(at), shown.tokens, family="monospace", parse_math=False)
     ax.invert_yaxis()
     ax.set_xlabel("probability")
@@ -516,7 +580,7 @@ def _draw_bars(ax, shown: Distribution, colour: str, title: str):
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="lower right")
 
-# %% ../nbs/08b_explore.ipynb #5b50a61f
+# %% ../nbs/08b_explore.ipynb #86fd24ae
 def _plot(self): # `matplotlib.figure.Figure`
     "The bars of every model, side by side"
     from matplotlib.figure import Figure
@@ -525,7 +589,7 @@ def _plot(self): # `matplotlib.figure.Figure`
     fig = Figure(figsize=(max(7, 5.2*len(shown)), 1.4 + 0.3*self.n.value), layout="constrained")
     axes = fig.subplots(1, len(shown), sharex=True, squeeze=False)[0]
     for ax, (name, d), colour in zip(axes, shown.items(), _cycled()):
-        _draw_bars(ax, d, colour, f"{name}: {d.kept:,} tokens can be drawn\nmass kept: {_percent(d.mass)}")
+        _draw_bars(ax, d, colour, f"{name}: tokens left: {d.kept:,}\nmass kept: {_percent(d.mass)}")
     fig.suptitle(" · ".join(f"{name} {value:g}" for name, value in self.settings.items()))
     return fig
 

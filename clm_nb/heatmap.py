@@ -50,7 +50,7 @@ def _texts(pieces: list[bytes], special: list[bool]) -> list[str]:
 
 def _name(piece: bytes) -> str: return piece.decode("utf-8", "backslashreplace")
 
-# %% ../nbs/06c_heatmap.ipynb #38015a1e
+# %% ../nbs/06c_heatmap.ipynb #e7bbf63b
 _signs = {" ": "·", "\n": "⏎", "\t": "⇥", "\x7f": "␡"}
 _signs |= {chr(i): chr(0x2400 + i) for i in range(32) if i not in (9, 10)}
 
@@ -98,7 +98,7 @@ def _padded(ids, spans: list[tuple]) -> tuple:
     text = at < ends
     return np.where(text, ids[np.minimum(at, len(ids) - 1)], 0), text, text & (at >= firsts), at
 
-# %% ../nbs/06c_heatmap.ipynb #a7b4a5dc
+# %% ../nbs/06c_heatmap.ipynb #b6c34b5b
 class _Scores(NamedTuple):
     "What one model made of a text"
     losses: Any # (tokens,) float32, nats; NaN for the first
@@ -107,7 +107,7 @@ class _Scores(NamedTuple):
     shares: Any # (tokens, n) float32: their probabilities
     perplexity: Perplexity
 
-
+# %% ../nbs/06c_heatmap.ipynb #a6b2cac8
 def _scores(model, ids, block_size: int, stride: int, n: int, sizes) -> _Scores:
     "Every token of a text but the first, scored in windows; one forward pass each"
     import numpy as np, torch
@@ -139,7 +139,7 @@ def _shade(colours: list[str], x: float) -> tuple[int, ...]: # red, green, blue:
     ends = zip(bytes.fromhex(colours[i]), bytes.fromhex(colours[i + 1]))
     return tuple(round(a + (b - a)*(at - i)) for a, b in ends)
 
-# %% ../nbs/06c_heatmap.ipynb #c0016464
+# %% ../nbs/06c_heatmap.ipynb #b8caa25a
 def contrast_ratio(
     a: tuple, # red, green, blue: 0 to 255
     b: tuple, # of the other colour
@@ -157,7 +157,7 @@ def _style(colour: tuple) -> str:
     ink = "#000" if contrast_ratio(colour, black) >= contrast_ratio(colour, white) else "#fff"
     return "background:#{:02x}{:02x}{:02x};color:".format(*colour) + ink
 
-# %% ../nbs/06c_heatmap.ipynb #db0851e0
+# %% ../nbs/06c_heatmap.ipynb #c2998dd6
 def _loss_look(loss: float, limit: float) -> tuple[str, str, str]: # (style, class, number)
     "How a token with this loss looks, on a scale that ends at `limit`"
     if math.isnan(loss): return "background:#eee;color:#000", "", ""
@@ -172,7 +172,7 @@ def _gain_look(gain: float) -> tuple[str, str, str]:
     kind = kinds[sum(abs(gain) >= n for n in (0.5, 1.5, 3))]
     return _style(_shade(_diverging, (gain/_widest + 1)/2)), kind, f"{gain:+.1f}"
 
-# %% ../nbs/06c_heatmap.ipynb #979494ab
+# %% ../nbs/06c_heatmap.ipynb #07867ca2
 def _percent(p: float) -> str: return f"{p:.1%}" if p >= 0.001 else f"{100*p:.0e}%" if p < 1e-6 else f"{100*p:.1g}%"
 
 
@@ -218,7 +218,7 @@ def _comparison_title(m, i: int) -> str:
     change = f"{'learnt' if gain >= 0 else 'lost'} {abs(gain):.2f} nats: {math.exp(min(abs(gain), 700)):,.1f} times "
     return "\n".join([lines[0], change + ("likelier" if gain >= 0 else "less likely"), *lines[1:]])
 
-# %% ../nbs/06c_heatmap.ipynb #eecc218b
+# %% ../nbs/06c_heatmap.ipynb #ab90b93e
 _faint = {" ": "<i>·</i>", "\n": "<i>⏎</i><br>"}
 
 
@@ -234,7 +234,7 @@ def _token_html(m, i: int, look: tuple, title: str, numbers: bool) -> str:
     return (f'{wbr}<span class="t{kind}" tabindex="-1">'
             f'<span style="{style}" title="{escape(title)}">{shown}</span></span>')
 
-# %% ../nbs/06c_heatmap.ipynb #0b3f2aa9
+# %% ../nbs/06c_heatmap.ipynb #c687d2b1
 def _legend(m, compared: bool) -> str:
     "Swatches of the scale with their meaning"
     if compared:
@@ -251,7 +251,7 @@ def _legend(m, compared: bool) -> str:
              for nats, meaning, (style, kind, _) in steps)
     return f'<div class="g"><small>{head}</small><br>{"".join(cells)}</div>'
 
-# %% ../nbs/06c_heatmap.ipynb #5d156d57
+# %% ../nbs/06c_heatmap.ipynb #73077dfa
 _paper = "background:#fff;color:#000;border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px 12px;" \
          "font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;line-height:1.75;" \
          "white-space:pre-wrap;overflow-wrap:anywhere"
@@ -266,13 +266,14 @@ def _card(m, label: str, span: range, compared: bool, numbers: bool, scale: bool
     legend = _legend(m, compared) if scale else ""
     return f'<div class="h">{label}</div>{legend}<div dir="auto" style="{_paper}">{tokens}</div>'
 
-# %% ../nbs/06c_heatmap.ipynb #46bf6df1
+# %% ../nbs/06c_heatmap.ipynb #a4cafc0d
 _css = """<style>
 .clm-losses{position:relative;font-size:15px;min-height:360px}
 .clm-losses .h{margin:12px 0 4px}
 .clm-losses .g{margin:0 0 6px}
 .clm-losses .g{line-height:1.3}
-.clm-losses .g span{display:inline-block;font:12px/1.4 ui-monospace,Menlo,Consolas,monospace;text-align:center;min-width:4em}
+.clm-losses .g span{display:inline-block;text-align:center;min-width:4em}
+.clm-losses .g span{font:12px/1.4 ui-monospace,Menlo,Consolas,monospace}
 .clm-losses table{border-collapse:collapse;font:13px/1.5 ui-monospace,Menlo,Consolas,monospace;white-space:pre}
 .clm-losses :is(td,th){padding:1px 12px 1px 0;text-align:left}
 .clm-losses .g u,.clm-losses .t{text-decoration-line:none}
@@ -287,10 +288,14 @@ _css = """<style>
 .clm-losses :is(.d,.e,.f)>:is(span,u){text-decoration-style:dotted}
 .clm-losses :is(.b,.e)>:is(span,u){text-decoration-thickness:2px}
 .clm-losses :is(.c,.f)>:is(span,u){text-decoration-thickness:3.5px}
-.clm-losses .t:is(:hover,:focus)>span::after{content:attr(title);position:absolute;left:0;z-index:9;margin:1.8em 0 0;
+"""
+
+# %% ../nbs/06c_heatmap.ipynb #87a8685f
+_css += """.clm-losses .t:is(:hover,:focus)>span::after{content:attr(title);position:absolute;
+left:0;z-index:9;margin:1.8em 0 0;
 padding:8px 12px;background:#111;color:#fff;border:1px solid #888;border-radius:6px;box-shadow:0 3px 12px #0006;
-font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre-wrap;text-align:left;
-direction:ltr;max-width:100%;box-sizing:border-box}
+font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;white-space:pre-wrap;
+text-align:left;direction:ltr;max-width:100%;box-sizing:border-box}
 .clm-losses:hover .t:focus:not(:hover)>span::after{display:none}
 @supports (anchor-name:--t){
 .clm-losses .t:hover>span,.clm-losses:not(:hover) .t:focus>span{anchor-name:--t}
@@ -300,7 +305,7 @@ justify-self:anchor-center;margin:4px 0;position-try-fallbacks:flip-block}}
 .clm-losses tr{break-inside:avoid}}
 </style>"""
 
-# %% ../nbs/06c_heatmap.ipynb #bb384342
+# %% ../nbs/06c_heatmap.ipynb #7b3f8a82
 class TokenLoss(NamedTuple):
     "A token in its place, with what it cost"
     position: int # in `ids` of the map
@@ -317,9 +322,10 @@ def _cells(row: TokenLoss, compared: bool) -> list[str]:
     base = [f"{row.base_loss:.2f}"] if compared else []
     gain = [f"{row.base_loss - row.loss:+.2f}"] if compared else []
     return [str(row.position), f"…{visible_text(row.before)}", visible_text(row.token), *base, f"{row.loss:.2f}", *gain,
-            _percent(math.exp(-row.loss)), f"{row.rank:,}", f"{visible_text(row.favourite[0])} {_percent(row.favourite[1])}"]
+            _percent(math.exp(-row.loss)), f"{row.rank:,}",
+            f"{visible_text(row.favourite[0])} {_percent(row.favourite[1])}"]
 
-# %% ../nbs/06c_heatmap.ipynb #f68d0054
+# %% ../nbs/06c_heatmap.ipynb #7d1152a0
 def _coded(text: str) -> str:
     "Text of a token as Markdown that shows just this text"
     return "<code>" + "".join(c if c.isalnum() else f"&#{ord(c)};" for c in text) + "</code>" if text else ""
@@ -377,7 +383,7 @@ class LossMap:
         base = "" if self.base is None else f", base {self.base.perplexity.perplexity:,.2f}"
         return f"LossMap({len(self):,} tokens, perplexity {self.perplexity.perplexity:,.2f}{base})"
 
-# %% ../nbs/06c_heatmap.ipynb #15af372b
+# %% ../nbs/06c_heatmap.ipynb #782a3d8e
 def _table(m: LossMap, order, n: int) -> TokenTable:
     "The first `n` predicted tokens in an order"
     import numpy as np
@@ -405,7 +411,15 @@ def _most_lost(self: LossMap, n: int = 10) -> TokenTable:
 
 LossMap.worst, LossMap.most_learnt, LossMap.most_lost = _worst, _most_learnt, _most_lost
 
-# %% ../nbs/06c_heatmap.ipynb #e702b9ad
+# %% ../nbs/06c_heatmap.ipynb #f1d15990
+def _tables_html(m: LossMap, n: int) -> str:
+    "The dearest tokens, and those on which most was learnt"
+    tables = [("The dearest tokens", m.worst(n))]
+    if m.base is not None: tables += [("Most learnt", m.most_learnt(n))]
+    return "".join(f'<div class="h"><b>{head}</b></div><div style="overflow-x:auto">{table._repr_html_()}</div>'
+                   for head, table in tables)
+
+# %% ../nbs/06c_heatmap.ipynb #6be0064e
 def _html(
     self: LossMap,
     first: int = 0, # token to begin with
@@ -428,11 +442,7 @@ def _html(
     else: cards = (card(self.base, figure(self.base, "base"), False, True) +
                    card(self, figure(self, "fine-tuned"), False, False) +
                    card(self, "<b>what was learnt</b>, base minus fine-tuned", True, True))
-    tables = [("The dearest tokens", self.worst(n_worst))]
-    if self.base is not None: tables += [("Most learnt", self.most_learnt(n_worst))]
-    below = "".join(f'<div class="h"><b>{head}</b></div><div style="overflow-x:auto">{table._repr_html_()}</div>'
-                    for head, table in tables)
-    return f'{_css}<div class="clm-losses" style="position:relative">{note}{cards}{below}</div>'
+    return f'{_css}<div class="clm-losses" style="position:relative">{note}{cards}{_tables_html(self, n_worst)}</div>'
 
 
 LossMap.html, LossMap._repr_html_ = _html, lambda self: self.html()
@@ -448,7 +458,7 @@ def _markdown(self: LossMap) -> str:
 
 LossMap.__str__, LossMap._repr_markdown_ = _summary, _markdown
 
-# %% ../nbs/06c_heatmap.ipynb #f6cb779e
+# %% ../nbs/06c_heatmap.ipynb #418ec33f
 def _labels(names: list[str]) -> list[str]:
     "Visible names of tokens, in characters that matplotlib's monospace font has"
     from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -506,7 +516,7 @@ def _checked_window(models: list, tokenizer, block_size: int | None, stride: int
     if not 1 <= stride <= block_size: raise ValueError(f"stride={stride} is not between 1 and block_size={block_size}.")
     return block_size, stride
 
-# %% ../nbs/06c_heatmap.ipynb #8813b076
+# %% ../nbs/06c_heatmap.ipynb #80195bd5
 def _document(tokenizer, text, add_eos: bool):
     "(tokens,) the ids of a text, or a row of ids as it is"
     import numpy as np, pyarrow as pa
@@ -524,7 +534,7 @@ def _document(tokenizer, text, add_eos: bool):
                          "Use the tokenizer that made the ids.")
     return np.array(ids)
 
-# %% ../nbs/06c_heatmap.ipynb #e02eed90
+# %% ../nbs/06c_heatmap.ipynb #8d8a876d
 def loss_map(
     model, # a causal language model, in any precision, on any device
     tokenizer, # its tokenizer
@@ -550,7 +560,7 @@ def loss_map(
     if base is not None: maps[0].base = maps[1]
     return maps[0]
 
-# %% ../nbs/06c_heatmap.ipynb #37fbc7a0
+# %% ../nbs/06c_heatmap.ipynb #664b1344
 def _loss_map(known: dict, spell, scores: _Scores) -> LossMap:
     "The map of one model"
     rows = zip(scores.ranks, scores.likeliest.tolist(), scores.shares.tolist())

@@ -80,7 +80,7 @@ def continuation_losses(
     losses = token_losses(model, ids, mask).cpu().double()
     return [line[len(p) - 1:len(row) - 1].mean().item() for line, p, row in zip(losses, prompts, rows)]
 
-# %% ../nbs/07b_results.ipynb #8b91c68b
+# %% ../nbs/07b_results.ipynb #a2592174
 @dataclass
 class ResultRow:
     "One held-out beginning, and how it goes on"
@@ -104,12 +104,13 @@ class Results:
         out = []
         for row in self.rows:
             models = [(f"{name} (truth: {row.losses[name]:.2f} nats/token)", text) for name, text in row.texts.items()]
-            out.append("\n".join(f"{name}: {text}" for name, text in [("prompt", row.prompt), ("truth", row.truth), *models]))
+            columns = [("prompt", row.prompt), ("truth", row.truth), *models]
+            out.append("\n".join(f"{name}: {text}" for name, text in columns))
         return "\n\n".join(out)
 
     __repr__ = __str__
 
-# %% ../nbs/07b_results.ipynb #3eff57fa
+# %% ../nbs/07b_results.ipynb #9fa4bdaf
 _edges = {"base": "#56b4e9", "fine-tuned": "#d55e00"}
 _cell = ("border:1px solid rgba(128,128,128,.4);padding:8px 10px;text-align:left;vertical-align:top;"
          "background:transparent;color:inherit;")
@@ -118,7 +119,7 @@ _text = "font:15px/1.4 monospace;white-space:pre-wrap;overflow-wrap:anywhere"
 
 def _row_html(row: ResultRow) -> str:
     "One beginning: what was given, the truth, and each model's text with the loss of the truth"
-    def column(text, edge="transparent", below=""):
+    def column(text, edge="rgba(128,128,128,.4)", below=""):
         return f'<td style="{_cell}border-top:4px solid {edge}"><div style="{_text}">{escape(text)}</div>{below}</td>'
     best = min(row.losses.values())
     def loss(name):
@@ -128,7 +129,7 @@ def _row_html(row: ResultRow) -> str:
     models = "".join(column(text, _edges.get(name, "#999"), loss(name)) for name, text in row.texts.items())
     return f'<tr style="background:transparent">{column(row.prompt)}{column(row.truth, "#009e73")}{models}</tr>'
 
-
+# %% ../nbs/07b_results.ipynb #84139746
 def _results_html(self) -> str:
     names = ["prompt", "truth", *self.rows[0].texts]
     width = 100//len(names)
@@ -142,7 +143,7 @@ def _results_html(self) -> str:
 
 Results._repr_html_ = _results_html
 
-# %% ../nbs/07b_results.ipynb #3a7479fe
+# %% ../nbs/07b_results.ipynb #6ad447af
 def show_results(
     model, # a fine-tuned causal language model
     data, # one held-out split: blocks, documents with "text", or lists of texts or of token ids
@@ -159,7 +160,8 @@ def show_results(
     pairs = held_out_pairs(data, tokenizer, n, prompt_tokens, max_new_tokens, seed)
     models = ({} if base is None else {"base": base}) | {"fine-tuned": model}
     prompts = [prompt for prompt, _ in pairs]
-    options = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, seed=seed, return_full_text=False) | generate_kwargs
+    options = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, seed=seed, return_full_text=False)
+    options |= generate_kwargs
     texts = {name: generate(m, tokenizer, prompts, **options) for name, m in models.items()}
     losses = {name: continuation_losses(m, tokenizer, pairs) for name, m in models.items()}
     row = lambda columns, i: {name: values[i] for name, values in columns.items()}

@@ -262,3 +262,16 @@ def test_padding_and_texts_of_records_are_drawn():
     flow = ledger_flow(ledger)
     assert [bar.count[0] for bar in flow_bars(flow)][:2] == ["texts", "documents"]
     assert "dropped: empty" in flow._repr_html_() and f"{ledger['group', 'train']['padding']} padding" in flow._repr_html_()
+
+
+@pytest.mark.parametrize("dropped,expected", [(0, [("records", ""), ("documents", "flatten")]),
+                                              (2, [("records", ""), ("texts", "flatten"), ("documents", "kept")])])
+def test_every_ribbon_is_labelled(dropped, expected):
+    ledger = Ledger()
+    ledger.add("load", "train", read=3, records=3)
+    ledger.add("flatten", "train", records=3, texts=9, documents=9 - dropped, dropped_empty=dropped)
+    flow = ledger_flow(ledger)
+    assert [(bar.count[0], bar.via) for bar in flow_bars(flow)] == expected
+    assert [sum(h for _, h in bar.dropped) > 0 for bar in flow_bars(flow)][-1] == bool(dropped)
+    labels = re.findall(r'font-style="italic" font-size="15">([^<]*)<', flow._repr_html_())
+    assert labels == [via for _, via in expected[1:]] and all(labels)

@@ -2,8 +2,8 @@
 import math
 import numpy as np, pytest, torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-from clm_nb.explore import NextTokenExplorer, greedy_logits, token_label
-from clm_nb.generate import prompt_ids
+from clm_nb.explore import NextTokenExplorer, _Answer, distribution, greedy_logits, token_label
+from clm_nb.generate import prompt_ids, sampling_probabilities
 from tiny import families, gpt2, llama, tokenizer
 
 settings = [dict(temperature=t, top_k=k, top_p=p) for t, k, p in
@@ -40,13 +40,65 @@ def test_distribution_is_that_of_transformers_and_its_figures_those_of_a_float64
     logits, shown = last_logits(app.models["model"], app.ids), app.set(**options).distribution["model"]
     scores = warped(logits, **options)
     before, tempered, after = softmax(logits), softmax(logits/options["temperature"]), softmax(scores)
-    kept = np.isfinite(scores.numpy()) & (after > 1e-44)
+    kept = np.isfinite(scores.numpy())
     assert shown.ids == np.argsort(-before, kind="stable")[:50].tolist() or sorted(before)[-51] == sorted(before)[-50]
-    assert np.allclose(shown.before, before[shown.ids], atol=1e-6) and np.allclose(shown.after, after[shown.ids], atol=1e-6)
-    assert [p > 0 for p in shown.after] == kept[shown.ids].tolist()
+    assert np.allclose(shown.before, before[shown.ids], atol=1e-6)
+    assert np.allclose(shown.after, after[shown.ids], atol=1e-6)
+    assert shown.cut == (~kept[shown.ids]).tolist() and not any(p for p, cut in zip(shown.after, shown.cut) if cut)
     assert shown.kept == kept.sum() and abs(shown.mass - tempered[kept].sum()) < 1e-5
     assert abs(shown.entropy_before - bits(before)) < 1e-4 and abs(shown.entropy - bits(after)) < 1e-4
     assert math.isclose(shown.perplexity, 2**shown.entropy) and math.isclose(shown.perplexity_before, 2**shown.entropy_before)
+
+
+def test_what_is_too_improbable_for_a_float_is_not_called_cut():
+    app = NextTokenExplorer(gpt2(initializer_range=2.0), tokenizer(), "The quick", n=50).set(temperature=0.05)
+    shown, column = app.distribution["model"], app.columns["model"]
+    assert 0.0 in shown.after and not any(shown.cut) and shown.kept == 400 and shown.mass == 1.0
+    for html in (column.bars.value, app._repr_html_()):
+        assert not any(sign in html for sign in ("cut", "repeating-linear-gradient", "opacity:.6", "→ 0.0 %")) and "→ <0.1 %" in html
+    assert "line-through" not in {b.style.text_decoration for b in column.tokens.children}
+    assert len(app.plot().axes[0].containers) == 2
+    app.top_k.value = 7
+    shown = app.distribution["model"]
+    assert [p for p, cut in zip(shown.after, shown.cut) if not cut][-1] == 0.0 and sum(shown.cut) == 43 and shown.kept == 7
+    assert column.bars.value.count("0, cut") == 43 and app.plot().axes[0].containers[2].patches[42:]
+
+
+@pytest.mark.parametrize("options", settings + [dict(temperature=t, top_k=k, top_p=p) for t, k, p in
+                                                [(0.05, 0, 0.9), (3.0, 100, 0.01), (1.0, 500, 0.5), (0.7, 2, 0.5)]], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "ties", "all the same", "cut"])
+def test_the_path_s_shares_are_those_of_sampling_probabilities(options, kind):
+    torch.manual_seed(3)
+    logits = torch.randn(12, 400)*3
+    if kind == "ties": logits = logits.round()
+    if kind == "all the same": logits = torch.zeros(12, 400)
+    if kind == "cut": logits[:, 5:] = -math.inf
+    for ids in (logits.argmax(-1).tolist(), [(row == row.max()).nonzero()[-1].item() for row in logits]):
+        expected = sampling_probabilities(logits, **options)[range(12), ids].tolist()
+        assert _Answer(ids, logits).shares(**options) == pytest.approx(expected, abs=1e-6, rel=1e-5)
+
+
+def test_a_slider_s_move_sorts_no_path(app, monkeypatch):
+    sorted_rows, sort = [], torch.sort
+    monkeypatch.setattr(torch, "sort", lambda x, **kwargs: sorted_rows.append(x.numel()) or sort(x, **kwargs))
+    monkeypatch.setattr(torch.Tensor, "sort", lambda x, *args, **kwargs: sorted_rows.append(x.numel()) or sort(x))
+    app.set(top_p=0.9)
+    assert sorted(sorted_rows) == [400, 400*12]  # once for the path, and it stays
+    sorted_rows.clear()
+    for value in (0.8, 0.7): app.top_p.value = value
+    app.temperature.value = 0.5
+    assert sorted_rows == [400]*3  # for the bars
+    app.append(9)
+    assert 400*12 in sorted_rows
+
+
+def test_greedy_decoding_may_take_a_token_that_top_p_cuts_where_two_are_the_likeliest():
+    logits = torch.full((1, 400), -30.0)
+    logits[0, [3, 8]] = 5.0
+    shares = [_Answer([i], logits).path(tokenizer(), temperature=1.0, top_k=0, top_p=0.4) for i in (3, 8)]
+    assert sorted(path.probability for path in shares) == [0.0, 1.0]
+    assert sorted(path.summary().split("→ ")[1] for path in shares) == ["100 % with these settings", "never with these settings"]
+    assert distribution(logits[0], tokenizer(), top_p=0.4, n=2).kept == 1
 
 
 @pytest.mark.parametrize("family", families)
@@ -166,6 +218,12 @@ def test_two_models_side_by_side_share_ids_and_settings():
     for name, model in models.items():
         assert app.distribution[name].before[0] == pytest.approx(softmax(last_logits(model, app.ids)).max(), abs=1e-6)
     assert "a&lt;b" in app._repr_html_() and "a<b" not in app._repr_html_() and len(app.plot().axes) == 2
+    assert [column.draw.description for column in app.columns.values()] == ["Draw one: a<b", "Draw one: llama"]
+    assert NextTokenExplorer(gpt2(), tokenizer(), "The").columns["model"].draw.description == "Draw one"
+    app.reset().set(temperature=0.05, top_k=1)
+    for name in models:
+        app.columns[name].draw.click()
+        assert app.ids[-1] == app.undo().distribution[name].ids[0]
     mixed = NextTokenExplorer({"long": gpt2(), "short": gpt2(n_positions=8)}, tokenizer(), "T")
     while len(mixed.ids) < 8: mixed.append(9)
     assert "context is full" in mixed.message and mixed.append(9).message == mixed.message
