@@ -189,7 +189,7 @@ def generation_app(page, path):
 def app(page, path):
     "The page of `clm_nb app`"
     server = clm_nb("app", "--prompt", "The with statement is used to", "--seed", "1", "--max_new_tokens", "60")
-    page.set_viewport_size(dict(width=1000, height=1300))
+    page.set_viewport_size(dict(width=1000, height=950))
     try:
         page.goto(re.search(r"http://\S+", server.stdout.readline())[0])
         generated(page)
