@@ -8,23 +8,27 @@ Docs: https://clm-nb.github.io/clm_nb/app.html.md"""
 __all__ = ['Comparison', 'cached_copy', 'find_base', 'find_models', 'load_models', 'RunApp', 'check_app', 'app_notebook',
            'write_page', 'voila_settings', 'free_port', 'serve_page', 'check_voila', 'run_app']
 
-# %% ../nbs/08c_app.ipynb #97c03264
+# %% ../nbs/08c_app.ipynb #874a160b
 import json, os, signal, socket, sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from .widgets import LiveView
 
-# %% ../nbs/08c_app.ipynb #3b7ac5ad
+# %% ../nbs/08c_app.ipynb #1d284502
 @dataclass
 class Comparison:
     "A model, and the one it was trained from"
     model: str # name or folder
     base: str | None = None # name or folder; None: it can't be had
     note: str = "" # why there is no base
+    name: str = "" # what people call the model, where its folder doesn't tell
+
+    @property
+    def title(self) -> str: return self.name or self.model
 
     def names(self) -> dict: # what a column is called → name or folder
         "The models to show"
-        return {"base": self.base, "fine-tuned": self.model} if self.base else {Path(self.model).name: self.model}
+        return {"base": self.base, "fine-tuned": self.model} if self.base else {self.name or Path(self.model).name: self.model}
 
 # %% ../nbs/08c_app.ipynb #9a060079
 def cached_copy(
@@ -57,13 +61,13 @@ def find_base(
     copy = cached_copy(name, source.get("revision"))
     return (copy, "") if copy else (None, f"The model it was trained from, {name}, is not on this machine.")
 
-# %% ../nbs/08c_app.ipynb #f95150d0
+# %% ../nbs/08c_app.ipynb #a27c25a5
 def find_models(
     model=None, # run folder, other folder, or Hub id; None: the embedded run
 ) -> Comparison:
     "What there is to show for a model"
     from clm_nb.train import embedded_run
-    if model is None: return Comparison(str(embedded_run()), "python-docs-gpt2")
+    if model is None: return Comparison(str(embedded_run()), "python-docs-gpt2", name="python-docs-gpt2, fine-tuned")
     folder = Path(model).expanduser()
     return Comparison(str(folder.resolve()), *find_base(folder)) if folder.is_dir() else Comparison(str(model))
 
@@ -85,7 +89,7 @@ def _tokenizer(name: str, other):
     try: return load_tokenizer(name)
     except (ValueError, OSError): return other
 
-# %% ../nbs/08c_app.ipynb #57d5229b
+# %% ../nbs/08c_app.ipynb #1b17439c
 class RunApp(LiveView):
     "The generation app for a model and its base, with a heading"
     def __init__(self,
@@ -98,7 +102,7 @@ class RunApp(LiveView):
         self.app = GenerationApp(*load_models(self.found), **settings)
         self.ui = VBox([HTML(self.heading()), self.app.ui])
 
-    def __repr__(self): return f"{type(self).__name__}({self.found.model!r}, base={self.found.base!r})"
+    def __repr__(self): return f"{type(self).__name__}({self.found.title!r}, base={self.found.base!r})"
 
     def _repr_html_(self): return self.heading() + self.app._repr_html_()
 
@@ -107,9 +111,9 @@ class RunApp(LiveView):
         from html import escape
         beside = f"beside what it was trained from, <code>{escape(self.found.base)}</code>" if self.found.base else "alone"
         return (f'<h2 style="margin:.3em 0">Continue a text</h2><p style="margin:.3em 0 1em;font-size:15px">'
-                f'<code>{escape(self.found.model)}</code>, {beside}. {escape(self.found.note)}</p>')
+                f'<code>{escape(self.found.title)}</code>, {beside}. {escape(self.found.note)}</p>')
 
-# %% ../nbs/08c_app.ipynb #fb989ab1
+# %% ../nbs/08c_app.ipynb #eda99d61
 def check_app(
     model=None, # run folder, other folder, or Hub id; None: the embedded run
     **settings, # of `GenerationApp`
@@ -120,7 +124,7 @@ def check_app(
     found = find_models(model)
     try: found.base and load_model(found.base)
     except (ValueError, OSError) as e:
-        found = Comparison(found.model, note=f"The model it was trained from can't be loaded: {first_line(e)}")
+        found = replace(found, base=None, note=f"The model it was trained from can't be loaded: {first_line(e)}")
     RunApp(found, **settings)
     return found
 

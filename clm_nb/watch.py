@@ -315,8 +315,9 @@ class _Picture(_Progress):
         picture = {"text/html": self._repr_html_(), "text/plain": repr(self)}
         if self.display: self.display.update(picture, raw=True)
         else: self.display = display(picture, raw=True, display_id=True)
-        cost = time.perf_counter() - start
-        self.drawing, self.due = self.drawing + cost, time.perf_counter() + max(0.5, 100*cost)
+        now = time.perf_counter()
+        first, cost = not self.drawing, now - start
+        self.drawing, self.due = self.drawing + cost, now + max(0.5, 0 if first else 100*cost)
 
 # %% ../nbs/04c_watch.ipynb #dbdc7d27
 class LiveTraining(_Picture):

@@ -18,18 +18,22 @@ connected = """async () => {
 patience = int(os.environ.get('PATIENCE', 60_000))  # ms until something that must appear is taken to be missing
 
 
+def starts(path) -> bool:
+    "Whether a program is there and more than a note that something else must be installed"
+    return bool(path) and Path(path).is_file() and not subprocess.run([path, "--version"], capture_output=True).returncode
+
+
 def installed() -> str | None:
     "The browser that is here, if any"
-    found = [os.environ.get("CHROME_PATH"), *map(shutil.which, names)]
-    return next((path for path in found if path and Path(path).is_file()), None)
+    return next(filter(starts, [os.environ.get("CHROME_PATH"), *map(shutil.which, names)]), None)
 
 
 def by_apt() -> str | None:
-    "Debian's chromium, for root"
+    "Debian's chromium, for root, and a font"
     if getattr(os, "geteuid", lambda: 1)() or not shutil.which("apt-get"): return None
     env = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     quiet = dict(env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+    for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]):
         subprocess.run(["apt-get", *command], **quiet)
     return installed()
 
@@ -101,10 +105,12 @@ def settings_of(folder: Path) -> dict:
     "Environment variables that keep a server out of the settings of whoever runs the tests"
     parts = dict(JUPYTER_CONFIG_DIR="config", JUPYTER_RUNTIME_DIR="runtime", JUPYTER_DATA_DIR="data", IPYTHONDIR="ipython",
                  JUPYTERLAB_SETTINGS_DIR="settings", JUPYTERLAB_WORKSPACES_DIR="workspaces")
-    settings = folder/"settings"/"@jupyterlab"/"apputils-extension"
-    settings.mkdir(parents=True, exist_ok=True)
-    news = dict(fetchNews="false", checkForUpdates=False)
-    (settings/"notification.jupyterlab-settings").write_text(json.dumps(news))
+    chosen = {"apputils-extension/notification": dict(fetchNews="false", checkForUpdates=False),
+              "notebook-extension/tracker": dict(windowingMode="none")}  # cells out of sight are on the page too
+    for name, values in chosen.items():
+        file = folder/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
     return {name: str(folder/part) for name, part in parts.items()}
 
 
@@ -142,13 +148,16 @@ class Jupyter:
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.evaluate(connected)
 
-    def run_all(self, page):
-        "Run → Run All Cells"
-        started = page.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]+\]")).first
+    def run(self, page, n: int):
+        "Click into a cell, run it, and give its place on the page"
+        cell = page.locator(".jp-Notebook .jp-CodeCell").nth(n)
+        started = cell.locator(".jp-InputPrompt").filter(has_text=re.compile(r"\[[*\d]+\]"))
         for timeout in (10_000, patience):  # a kernel that is only just there may lose the first request
-            page.get_by_role("menuitem", name="Run", exact=True).click()
-            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-            with suppress(PlaywrightTimeout if timeout < patience else ()): return started.wait_for(timeout=timeout)
+            cell.locator(".cm-content").click()
+            page.keyboard.press("Control+Enter")
+            with suppress(PlaywrightTimeout if timeout < patience else ()):
+                started.wait_for(timeout=timeout)
+                return cell
 
     def theme(self, page, name: str):
         "Switch to JupyterLab's light or dark theme"
@@ -157,19 +166,14 @@ class Jupyter:
         page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str(name == "light").lower())
         page.locator("#jupyterlab-splash").wait_for(state="detached")
 
-    def end_kernels(self):
-        "Shut all kernels down"
-        address = f"http://127.0.0.1:{self.port}/api/sessions"
-        token = {"Authorization": f"token {self.token}"}
-        with urllib.request.urlopen(urllib.request.Request(address, headers=token)) as answer: sessions = json.load(answer)
-        for session in sessions:
-            ending = urllib.request.Request(f"{address}/{session['id']}", headers=token, method="DELETE")
-            urllib.request.urlopen(ending).close()
+
+def shots() -> Path | None:
+    "The folder for pictures of what the tests see, where CLM_NB_SHOTS names one"
+    return Path(os.environ["CLM_NB_SHOTS"]) if os.environ.get("CLM_NB_SHOTS") else None
 
 
 def shot(place, name: str, **options):
-    "Keep a picture of a page or a part of it in the folder that CLM_NB_SHOTS names, if it names one"
-    folder = os.environ.get("CLM_NB_SHOTS")
-    if not folder: return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    place.screenshot(path=str(Path(folder)/f"{name}.png"), **options)
+    "Keep a picture of a page or a part of it, where they are asked for"
+    if not shots(): return
+    shots().mkdir(parents=True, exist_ok=True)
+    place.screenshot(path=str(shots()/f"{name}.png"), **options)

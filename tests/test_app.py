@@ -1,5 +1,6 @@
 "The page of `clm_nb app` without a browser: what it shows, what it refuses, how it starts and ends"
 import json, os, re, signal, socket, subprocess, sys, urllib.error, urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat, psutil, pytest
@@ -75,6 +76,14 @@ def test_what_can_be_found_is_checked_by_loading_it(run, tmp_path):
 def test_names_are_escaped(tmp_path):
     app = RunApp(Comparison(str(save(tmp_path/"<b>")), note="<script>"))
     assert "<b>" not in app.heading().replace("<b>fine", "") and "<script>" not in app.heading()
+
+
+def test_the_embedded_run_is_called_by_a_name(run):
+    "Its folder in the cache is named by a hash"
+    found = Comparison(str(run), "python-docs-gpt2", name="mine, fine-tuned")
+    assert "mine, fine-tuned" in RunApp(found).heading() and str(run) not in RunApp(found).heading()
+    assert [*replace(found, base=None).names()] == ["mine, fine-tuned"]
+    assert find_models().title == "python-docs-gpt2, fine-tuned"
 
 
 def test_the_notebook_makes_the_app(run):

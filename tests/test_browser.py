@@ -1,12 +1,11 @@
 "What a person sees and clicks, in a real browser: the apps in JupyterLab and Notebook, and the page of `clm_nb app`"
 import re, signal, subprocess, sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil, pytest
-import browser as chrome
-from browser import Jupyter, chromium, open_page, patience, shot
+from browser import Jupyter, chromium, open_page, shot, shots
 import tiny
 
 setup = f"""
@@ -40,10 +39,13 @@ from clm_nb.train import train
 class Slow(TrainerCallback):
     def on_step_end(self, *args, **kwargs): time.sleep(0.25)
 rows = Dataset.from_dict({"input_ids": [[i % 400 for i in range(n, n + 32)] for n in range(64)]})
-train(tiny.gpt2(), DatasetDict(train=rows, test=rows), tokenizer, tempfile.mkdtemp(), callbacks=(Slow(),), max_steps=40,
+train(tiny.gpt2(), DatasetDict(train=rows, test=rows), tokenizer, tempfile.mkdtemp(), callbacks=(Slow(),), max_steps=24,
       per_device_train_batch_size=4, logging_steps=5, eval_strategy="no", save_strategy="no", report_to="none")
 None
 """
+
+
+parts = dict(generation=generation, explorer=explorer, heat_map=heat_map, training=training)
 
 
 @pytest.fixture(scope="module")
@@ -51,157 +53,154 @@ def browser():
     with chromium() as browser: yield browser
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    with Jupyter(tmp_path_factory.mktemp("lab")) as jupyter: yield jupyter
-
-
 @contextmanager
 def seen(page, name):
-    "Close the page at the end; keep a picture of it where something fails"
+    "Keep a picture of the page where something fails"
     try: yield page
     except Exception:
         shot(page, f"failed-{name}")
         raise
-    finally: page.close()
 
 
 @contextmanager
-def notebook(jupyter, browser, name, *cells):
-    "A page with a notebook that has been run, as a person would open and run it"
-    jupyter.write(f"{name}.ipynb", *cells)
-    page = open_page(browser, width=1360, height=1700)
-    try:
-        with seen(page, name):
-            jupyter.open(page, f"{name}.ipynb")
-            jupyter.run_all(page)
-            yield page
-    finally: jupyter.end_kernels()
-    assert page.hosts == {"127.0.0.1"}, "something was loaded from elsewhere"
-
-
-def pictures(jupyter, page, part, name):
-    "Pictures of a part of the page, light and dark"
-    for theme in ("light", "dark"):
-        jupyter.theme(page, theme)
-        part.scroll_into_view_if_needed()
-        shot(part, f"{name}-{jupyter.kind}-{theme}")
-    jupyter.theme(page, "light")
-
-
-def tokens(page) -> int:
-    "How many tokens the first answer has"
-    found = re.search(r"([\d,]+) tokens? ·", page.locator("section").first.inner_text())
-    return int(found[1].replace(",", "")) if found else 0
-
-
-def more_tokens(page, than: int) -> int:
-    "Wait until the first answer has grown"
-    page.wait_for_function("""n => {
-        const found = document.querySelector('section')?.innerText.match(/([\\d,]+) tokens? ·/);
-        return found && Number(found[1].replace(',', '')) > n }""", arg=than)
-    return tokens(page)
-
-
-def button(page, name): return page.get_by_role("button", name=re.compile(f"{name}$"))  # an icon may stand before it
-
-
-def generates_and_stops(page):
-    "Generate, see the text grow in at least two steps, stop it, and see it stand still"
-    button(page, "Generate").click()
-    first = more_tokens(page, 0)
-    second = more_tokens(page, first)
-    assert 0 < first < second < 200
-    button(page, "Stop").click()
-    page.get_by_role("status").filter(has_text="Stopped").wait_for()
-    stopped = tokens(page)
-    assert stopped < 200
-    button(page, "Stop").and_(page.locator(":disabled")).wait_for()
-    assert tokens(page) == stopped
-
-
-def recovers_from_an_error(page):
-    "A prompt that is too long is told in the app; the next one works"
-    page.get_by_label("Prompt", exact=True).fill("word "*400)
-    button(page, "Generate").click()
-    page.get_by_role("alert").first.wait_for()
-    assert "context" in page.get_by_role("alert").first.inner_text()
-    page.get_by_label("Prompt", exact=True).fill("The lazy dog")
-    button(page, "Generate").click()
-    more_tokens(page, 2)
-    assert not page.locator("section").first.get_by_role("alert").count()
-    button(page, "Stop").click()
-    page.get_by_role("status").filter(has_text="Stopped").wait_for()
-
-
-@pytest.mark.parametrize("kind", ["lab", "notebook"])
-def test_generation_app(kind, request, browser, tmp_path):
-    if kind == "lab": jupyter = request.getfixturevalue("lab")
-    else:
-        assert find_spec("notebook"), "the dev extra has Notebook: pip install -e '.[dev]'"
-        jupyter = request.getfixturevalue("notebook_server")
-    with notebook(jupyter, browser, "generation", setup, generation) as page:
-        button(page, "Generate").wait_for()
-        generates_and_stops(page)
-        pictures(jupyter, page, page.locator(".clm-generation").first, "generation")
-        recovers_from_an_error(page)
+def notebook(folder, browser, kind, cells):
+    "`open_part(name)` runs one of these cells, as a person would, in a notebook that all of them share, and gives its place"
+    with Jupyter(folder, kind) as jupyter, closing(open_page(browser, width=1360, height=1700)) as page:
+        jupyter.write("parts.ipynb", setup, *cells.values())
+        jupyter.open(page, "parts.ipynb")
+        jupyter.run(page, 0)
+        @contextmanager
+        def open_part(name):
+            with seen(page, name):
+                cell = jupyter.run(page, [*cells].index(name) + 1)
+                yield cell
+                pictures(jupyter, cell.locator(".jp-OutputArea").first, name)
+            assert page.hosts == {"127.0.0.1"}, "something was loaded from elsewhere"
+        yield open_part
 
 
 @pytest.fixture(scope="module")
-def notebook_server(tmp_path_factory):
-    with Jupyter(tmp_path_factory.mktemp("notebook"), "notebook") as jupyter: yield jupyter
+def lab(tmp_path_factory, browser):
+    with notebook(tmp_path_factory.mktemp("lab"), browser, "lab", parts) as open_part: yield open_part
 
 
-def test_explorer(lab, browser):
+@pytest.fixture(scope="module")
+def notebook_7(tmp_path_factory, browser):
+    assert find_spec("notebook"), "the dev extra has Notebook: pip install -e '.[dev]'"
+    folder, cells = tmp_path_factory.mktemp("notebook"), dict(generation=generation)
+    with notebook(folder, browser, "notebook", cells) as open_part: yield open_part
+
+
+def pictures(jupyter, part, name):
+    "Pictures of a part of the page, light and dark, where they are asked for"
+    if not shots(): return
+    for theme in ("dark", "light"):
+        jupyter.theme(part.page, theme)
+        part.scroll_into_view_if_needed()
+        shot(part, f"{name}-{jupyter.kind}-{theme}")
+
+
+def tokens(place) -> int:
+    "How many tokens the first answer has"
+    found = re.search(r"([\d,]+) tokens? ·", place.locator("section").first.inner_text())
+    return int(found[1].replace(",", "")) if found else 0
+
+
+def number_above(place, pattern: str, n: int, part: str = ".jp-OutputArea") -> int:
+    "Wait until the number that a pattern finds in the first such part of a place is larger than `n`"
+    found = place.page.wait_for_function("""([place, part, pattern, n]) => {
+        const found = place.querySelector(part)?.innerText.match(new RegExp(pattern));
+        const number = found && Number(found[1].replace(',', ''));
+        return number > n && number }""", arg=[place.element_handle(), part, pattern, n])
+    return found.json_value()
+
+
+def more_tokens(place, than: int) -> int:
+    "Wait until the first answer has grown"
+    return number_above(place, r"([\d,]+) tokens? ·", than, "section")
+
+
+def button(place, name): return place.get_by_role("button", name=re.compile(f"{name}$"))  # an icon may stand before it
+
+
+def generates_and_stops(place):
+    "Generate, see the text grow in at least two steps, stop it, and see it stand still"
+    button(place, "Generate").click()
+    first = more_tokens(place, 0)
+    second = more_tokens(place, first)
+    assert 0 < first < second < 200
+    button(place, "Stop").click()
+    place.get_by_role("status").filter(has_text="Stopped").wait_for()
+    stopped = tokens(place)
+    assert stopped < 200
+    button(place, "Stop").and_(place.locator(":disabled")).wait_for()
+    assert tokens(place) == stopped
+
+
+def recovers_from_an_error(place):
+    "A prompt that is too long is told in the app; the next one works"
+    place.get_by_label("Prompt", exact=True).fill("word "*400)
+    button(place, "Generate").click()
+    place.get_by_role("alert").first.wait_for()
+    assert "context" in place.get_by_role("alert").first.inner_text()
+    place.get_by_label("Prompt", exact=True).fill("The lazy dog")
+    button(place, "Generate").click()
+    more_tokens(place, 2)
+    assert not place.locator("section").first.get_by_role("alert").count()
+    button(place, "Stop").click()
+    place.get_by_role("status").filter(has_text="Stopped").wait_for()
+
+
+@pytest.mark.parametrize("kind", ["lab", "notebook_7"])
+def test_generation_app(kind, request):
+    with request.getfixturevalue(kind)("generation") as cell:
+        button(cell, "Generate").wait_for()
+        generates_and_stops(cell)
+        recovers_from_an_error(cell)
+
+
+def test_explorer(lab):
     "The temperature moves by keyboard, and the bars with it; a token that is clicked is appended"
-    with notebook(lab, browser, "explorer", setup, explorer) as page:
-        slider = page.locator(".widget-slider").filter(has_text="temperature").get_by_role("slider")
+    with lab("explorer") as cell:
+        slider = cell.locator(".widget-slider").filter(has_text="temperature").get_by_role("slider")
         slider.wait_for()
-        shares = page.get_by_text(re.compile(r"^[\d.]+\s*% → [\d.]+\s*%$"))
+        shares = cell.get_by_text(re.compile(r"^[\d.]+\s*% → [\d.]+\s*%$"))
         first = shares.first.inner_text()
         slider.focus()
-        for _ in range(10): page.keyboard.press("ArrowLeft")
-        page.get_by_text(first, exact=True).wait_for(state="detached")
+        for _ in range(10): cell.page.keyboard.press("ArrowLeft")
+        cell.get_by_text(first, exact=True).wait_for(state="detached")
         after = lambda text: float(re.search(r"→ ([\d.]+)", text)[1])
         assert after(shares.first.inner_text()) > after(first)  # colder: the likeliest gains
-        appended = lambda n: page.get_by_text(re.compile(rf"\+ {n} tokens$"))
+        appended = lambda n: cell.get_by_text(re.compile(rf"\+ {n} tokens$"))
         appended(0).first.wait_for()
-        page.get_by_title(re.compile("^append token")).first.click()
+        cell.get_by_title(re.compile("^append token")).first.click()
         appended(1).first.wait_for()
-        pictures(lab, page, page.locator(".jp-CodeCell").nth(1).locator(".jp-OutputArea").first, "explorer")
-        button(page, "Undo").click()
+        button(cell, "Undo").click()
         appended(0).first.wait_for()
 
 
-def test_heat_map_tells_on_hover(lab, browser):
-    with notebook(lab, browser, "heat_map", setup, heat_map) as page:
-        token = page.locator(".clm-losses .t").nth(3)
+def test_heat_map_tells_on_hover(lab):
+    with lab("heat_map") as cell:
+        token = cell.locator(".clm-losses .t").nth(3)
         token.wait_for()
         shown = "e => getComputedStyle(e.querySelector('span'), '::after').content"
         assert token.evaluate(shown) in ("none", "normal")
         token.hover()
-        page.wait_for_function("e => getComputedStyle(e.querySelector('span'), '::after').content.length > 20",
-                               arg=token.element_handle())
-        pictures(lab, page, page.locator(".clm-losses").first, "heat_map")
+        cell.page.wait_for_function("e => getComputedStyle(e.querySelector('span'), '::after').content.length > 20",
+                                    arg=token.element_handle())
 
 
-def test_training_is_shown_in_one_place(lab, browser):
-    with notebook(lab, browser, "training", setup, training) as page:
-        cell = page.locator(".jp-CodeCell").nth(1)
-        seen = lambda: int(re.search(r"(\d+) of 40", cell.inner_text())[1])
-        further = lambda n: page.wait_for_function("""n => {
-            const found = document.querySelectorAll('.jp-CodeCell')[1].innerText.match(/(\\d+) of 40/);
-            return found && Number(found[1]) > n }""", arg=n)
-        further(0)
-        first = seen()
-        further(first)
-        second = seen()
-        assert 0 < first < second < 40
+def test_training_is_shown_in_one_place(lab):
+    with lab("training") as cell:
+        steps = r"(\d+) of 24"
+        output = cell.locator(".jp-Cell-outputWrapper")
+        first = number_above(output, steps, 0)
+        second = number_above(output, steps, first)
+        assert 0 < first < second < 24
         displays = cell.locator(".jp-RenderedHTMLCommon.jp-OutputArea-output")
         assert displays.count() == 1
-        further(39)
+        number_above(output, steps, 23)
         assert displays.count() == 1
-        pictures(lab, page, displays.first, "training")
 
 
 def descendants(process) -> list: return psutil.Process(process.pid).children(recursive=True)
@@ -237,13 +236,13 @@ def run_folder(tmp_path):
 
 def test_app_page(run_folder, browser):
     "The page works, loads nothing from elsewhere, and neither a closed tab nor Ctrl-C leaves a kernel behind"
-    with served(run_folder, "--prompt", "The quick") as process, seen(open_page(browser), "app-page") as page:
+    with served(run_folder, "--prompt", "The quick") as process, seen(open_page(browser), "app-page") as page, closing(page):
         page.goto(process.address)
         button(page, "Generate").wait_for()
         assert page.get_by_label("Prompt", exact=True).input_value() == "The quick"
         assert page.locator("section").count() == 2  # base and fine-tuned
         button(page, "Generate").click()
-        assert more_tokens(page, 1) > 1
+        assert more_tokens(page.locator("body"), 1) > 1
         page.get_by_role("status").filter(has_text="Done").wait_for()
         assert_light_and_dark(page)
         assert page.hosts == {"127.0.0.1"} and not page.errors

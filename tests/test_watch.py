@@ -1,5 +1,5 @@
 "What is shown of a run is what happened in it, and showing it changes nothing"
-import functools, json, math, re
+import functools, itertools, json, math, re
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -134,22 +134,35 @@ def test_one_display_is_updated_and_what_a_model_writes_is_no_html(notebook, tmp
     assert capsys.readouterr().out == ""
 
 
-def test_drawing_that_takes_long_is_done_seldom(notebook, tmp_path, monkeypatch):
-    clock = SimpleNamespace(now=0.0)
+def drawn(monkeypatch, costs, steps: int) -> tuple: # (the run, seconds on the clock)
+    "A run of one-second steps, each of whose pictures takes the next of these seconds"
+    clock, costs = SimpleNamespace(now=0.0), iter(costs)
     monkeypatch.setattr("clm_nb.watch.time", SimpleNamespace(perf_counter=lambda: clock.now))
-    def slow(live):
-        clock.now += 3.0
+    def picture(live):
+        clock.now += next(costs)
         return ""
-    monkeypatch.setattr(LiveTraining, "_repr_html_", slow)
+    monkeypatch.setattr(LiveTraining, "_repr_html_", picture)
     live = LiveTraining(16)
     args = SimpleNamespace(train_batch_size=1, gradient_accumulation_steps=1, world_size=1)
     state = state_of([], max_steps=10**4)
     live.on_train_begin(args, state, None)
-    for _ in range(3000):
+    for _ in range(steps):
         live.on_step_begin(args, state, None)
         clock.now += 1.0
         live.on_step_end(args, state, None)
-    assert 8 <= len(notebook[0]) <= 11 and live.drawing <= 0.011*clock.now
+    return live, clock.now
+
+
+def test_drawing_that_takes_long_is_done_seldom(notebook, monkeypatch):
+    live, now = drawn(monkeypatch, itertools.repeat(3.0), 3000)
+    (pictures,) = notebook
+    assert 8 <= len(pictures) - 1 <= 11 and live.drawing == 3*len(pictures)
+    assert live.drawing - 3 <= 0.011*now
+
+
+def test_a_first_picture_that_takes_long_delays_no_other(notebook, monkeypatch):
+    live, _ = drawn(monkeypatch, itertools.chain([3.0], itertools.repeat(0.001)), 9)
+    assert len(notebook[0]) == 10 and live.drawing == pytest.approx(3.009)
 
 
 def test_the_curves_are_the_history(tmp_path):

@@ -4,9 +4,9 @@ python tools/pictures.py                   all of them, into nbs/images
 python tools/pictures.py app explorer      these
 python tools/pictures.py app --dark --out /tmp/look
 
-A picture is a function of a Playwright page and the path of the file to write, here or in a file pictures_*.py beside
-this one; its name is the picture's. `fragment` and `notebook` do what most of them need."""
-import argparse, importlib.util, inspect, os, sys, tempfile
+A picture is a function of a Playwright page and the path of the file to write; its name is the picture's. `fragment` and
+`notebook` do what most of them need."""
+import argparse, os, re, subprocess, sys, tempfile, time
 from pathlib import Path
 
 root = Path(__file__).resolve().parent.parent
@@ -14,9 +14,11 @@ sys.path[:0] = [str(root), str(root/"tests")]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
 width, largest = 900, 300_000  # CSS pixels; bytes
 embedded = """
-from clm_nb.train import embedded_run, load_model
+import datasets
 from clm_nb.tokenize import load_tokenizer
+from clm_nb.train import embedded_run, load_model
 from transformers.utils.logging import disable_progress_bar
+datasets.disable_progress_bars()
 disable_progress_bar()
 models = {"base": load_model("python-docs-gpt2"), "fine-tuned": load_model(embedded_run())}
 tokenizer = load_tokenizer("python-docs-gpt2")
@@ -26,26 +28,31 @@ tokenizer = load_tokenizer("python-docs-gpt2")
 def dark(page) -> bool: return page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
 
 
-def fragment(page, path, html: str):
-    "A picture of a fragment of HTML, on paper or on a dark page"
+def fragment(page, path, html: str, act=lambda page: None):
+    "A picture of a fragment of HTML, on paper or on a dark page, after `act` has moved what there is to move"
+    page.set_viewport_size(dict(width=width, height=1600))
     look = "background:#111;color:#eee" if dark(page) else "background:#fff;color:#111"
     page.set_content(f'<meta charset="utf-8"><body style="margin:0;{look};font:15px/1.5 system-ui,sans-serif">'
-                     f'<div id="picture" style="display:inline-block;max-width:{width}px;padding:12px">{html}</div>')
+                     f'<div id="picture" style="display:inline-block;max-width:{width - 24}px;padding:12px">{html}</div>')
+    act(page)
     page.locator("#picture").screenshot(path=str(path))
 
 
-def notebook(page, path, code: str, act=lambda page: None, part: str = ".jp-OutputArea-output", setup: str = embedded):
+def notebook(page, path, code: str, act=lambda part: None, part: str = ".jp-OutputArea-output", setup: str = embedded):
     "A picture of what a cell puts out in JupyterLab, after `act` has clicked what there is to click"
     from browser import Jupyter
+    page.set_viewport_size(dict(width=1370, height=1700))
     with tempfile.TemporaryDirectory() as folder, Jupyter(folder) as lab:
         lab.write("picture.ipynb", setup, code)
         lab.open(page, "picture.ipynb")
         lab.theme(page, "dark" if dark(page) else "light")
-        lab.run_all(page)
-        shown = page.locator(".jp-CodeCell").nth(1).locator(part).first
+        page.add_style_tag(content=f"{part} {{ padding: 14px !important; background: var(--jp-layout-color0) }}")
+        lab.run(page, 0)
+        shown = lab.run(page, 1).locator(part).first
         shown.wait_for()
-        act(page)
+        act(shown)
         page.mouse.move(0, 0)
+        page.evaluate("document.activeElement.blur()")
         shown.screenshot(path=str(path))
 
 
@@ -57,16 +64,135 @@ def quantise(path):
     if (size := Path(path).stat().st_size) > largest: raise ValueError(f"{path} has {size:,} bytes. Show less of it.")
 
 
+def clm_nb(*argv, **options):
+    "The command line in a process of its own"
+    code = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.Popen([sys.executable, "-c", code, *argv], stdout=subprocess.PIPE, text=True, **options)
+
+
+def models():
+    "The names that `embedded` makes, in this process"
+    names = {}
+    exec(embedded, names)
+    return names["models"]["base"], names["models"]["fine-tuned"], names["tokenizer"]
+
+
+def button(place, name): return place.get_by_role("button", name=re.compile(f"{name}$"))
+
+
+def generated(app, n: int = 1):
+    "Click Generate for the n-th time, and wait for the end"
+    button(app, "Generate").click()
+    app.get_by_text(f"#{n}").first.wait_for(state="attached")
+    app.get_by_role("status").filter(has_text="Done").wait_for()
+
+
+def blocks(page, path):
+    "Short documents on one tape, and the tutorial's way beneath"
+    from datasets import Dataset, DatasetDict
+    from clm_nb.blocks_view import show_blocks
+    from clm_nb.tokenize import tokenize
+    poem = ["The sky is blue.", "Roses are red, violets are blue.", "Yes.",
+            "A list is a sequence of values.\nIt can grow.", "An end is an end."]
+    *_, tokenizer = models()
+    short = tokenize(DatasetDict(train=Dataset.from_dict({"text": poem})), tokenizer)["train"]
+    fragment(page, path, show_blocks(short, tokenizer, block_size=12, batch_size=3)._repr_html_())
+
+
+def ledger_flow(page, path):
+    "What became of the embedded corpus, the tutorial's way"
+    from clm_nb import blocks_view
+    from clm_nb.flatten import flatten
+    from clm_nb.group import group
+    from clm_nb.load import Ledger, load_corpus
+    from clm_nb.tokenize import tokenize
+    *_, tokenizer = models()
+    ledger = Ledger()
+    documents = flatten(load_corpus("python-docs", ledger=ledger), explode=True, ledger=ledger)
+    group(tokenize(documents, tokenizer, ledger=ledger), block_size=1024, remainder="batch", batch_size=10, ledger=ledger)
+    fragment(page, path, f'<div style="width:{width - 24}px">{blocks_view.ledger_flow(ledger)._repr_html_()}</div>')
+
+
+def batch(page, path):
+    "A batch from our collator, and the same rows from the stock one"
+    from transformers import DataCollatorForLanguageModeling
+    from clm_nb.batch_view import show_batch
+    from clm_nb.collate import CausalCollator
+    *_, tokenizer = models()
+    eos = tokenizer.pad_token_id = tokenizer.eos_token_id
+    rows = [{"input_ids": tokenizer(text).input_ids + [eos]} for text in ["The sky is blue.", "Yes."]]
+    collators = {"CausalCollator": CausalCollator(eos), "DataCollatorForLanguageModeling, padding = EOS":
+                 DataCollatorForLanguageModeling(tokenizer=tokenizer, mlm=False)}
+    title = '<p style="font:bold 17px sans-serif;margin:18px 0 4px">{}</p>'.format
+    fragment(page, path, "".join(title(name) + show_batch(collate(rows), tokenizer)._repr_html_()
+                                 for name, collate in collators.items()))
+
+
+def results(page, path):
+    "How held-out documents go on: really, before and after fine-tuning"
+    from clm_nb.flatten import flatten
+    from clm_nb.load import load_corpus
+    from clm_nb.results import show_results
+    base, model, tokenizer = models()
+    documents = flatten(load_corpus("python-docs"), explode=True)["test"]
+    fragment(page, path, show_results(model, documents, tokenizer, base)._repr_html_())
+
+
+def lr_finder(page, path):
+    "The sweep of the embedded fine-tuning"
+    from clm_nb.core import embedded_finetuning, find_lr, prepare
+    base, _, tokenizer = models()
+    found = find_lr(base, prepare(), tokenizer, **embedded_finetuning)
+    fragment(page, path, f'<div style="width:640px">{found._repr_html_()}</div>')
+
+
+def heatmap(page, path):
+    "The three views of a short text, the box of one token open in the last, with room below it"
+    from clm_nb.flatten import flatten
+    from clm_nb.heatmap import loss_map
+    from clm_nb.load import load_corpus
+    base, model, tokenizer = models()
+    texts = flatten(load_corpus("python-docs"))["test"]["text"]
+    text = next(t for t in texts if t.startswith('The "return" statement'))
+    found = loss_map(model, tokenizer, "\n\n".join(text.split("\n\n")[:3]), base=base)
+    room = '<div style="height:290px"></div></div>'
+    html = re.sub('<div class="h"><b>The dearest tokens.*', room, found.html(), flags=re.DOTALL)
+    last = max(i for i, name in enumerate(found.names) if "definition" in name)
+    fragment(page, path, html, lambda page: page.locator(".t").nth(2*len(found.names) + last).hover())
+
+
+def explorer(page, path):
+    "What comes next, after top-k and temperature were moved and two tokens appended"
+    def act(shown):
+        def slide(name, key, presses):
+            shown.locator(f".widget-inline-hbox:has(label:text-is('{name}')) .noUi-handle").first.focus()
+            for _ in range(presses): page.keyboard.press(key)
+        slide("top-k (0: all)", "ArrowRight", 7)
+        slide("temperature", "ArrowLeft", 5)
+        for n, name in enumerate(("·of", "·the"), 1):
+            shown.get_by_role("button", name=name).first.click()
+            shown.get_by_text(f"4 + {n} tokens").first.wait_for()
+    notebook(page, path, "from clm_nb.explore import NextTokenExplorer\n"
+             'NextTokenExplorer(models, tokenizer, "Return a new list", n=10)', act)
+
+
+def generation_app(page, path):
+    "Two generations, the second in full, the first in the history"
+    def act(shown):
+        generated(shown)
+        button(shown, "greedy").click()
+        generated(shown, 2)
+    notebook(page, path, "from clm_nb.widgets import GenerationApp\n"
+             'GenerationApp(models, tokenizer, "The with statement is used to", seed=1, max_new_tokens=60)', act)
+
+
 def app(page, path):
     "The page of `clm_nb app`"
-    import re, subprocess
-    code = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))"
-    argv = [sys.executable, "-c", code, "app", "--prompt", "The with statement is used to", "--seed", "1", "--max_new_tokens", "60"]
-    server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+    server = clm_nb("app", "--prompt", "The with statement is used to", "--seed", "1", "--max_new_tokens", "60")
+    page.set_viewport_size(dict(width=1000, height=950))
     try:
         page.goto(re.search(r"http://\S+", server.stdout.readline())[0])
-        page.get_by_role("button", name=re.compile("Generate$")).click()
-        page.get_by_role("status").filter(has_text="Done").wait_for()
+        generated(page)
         page.mouse.move(0, 0)
         page.locator("#rendered_cells").screenshot(path=str(path))
     finally:
@@ -74,28 +200,35 @@ def app(page, path):
         server.wait()
 
 
-def functions(module) -> dict:
-    "The pictures that a module takes"
-    own = {name: f for name, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
-    required = lambda f: [p.name for p in inspect.signature(f).parameters.values() if p.default is p.empty]
-    return {name: f for name, f in own.items() if required(f) in (["page", "path"], ["page", "out"])}
+def live_training(page, path):
+    "A run in JupyterLab, two thirds through"
+    code = ('import tempfile\nfrom clm_nb.core import embedded_finetuning, prepare, train\n'
+            'train(models["base"], prepare(), tokenizer, tempfile.mkdtemp(), sample_prompt="The for statement is used to",\n'
+            '      **embedded_finetuning | dict(eval_strategy="steps", eval_steps=25, save_strategy="no"))\nNone')
+    far = lambda shown: page.wait_for_function("""() => {
+        const found = document.querySelector('.jp-Notebook').innerText.match(/([\\d,]+) of ([\\d,]+)/);
+        const [done, all] = found ? found.slice(1).map(n => Number(n.replace(',', ''))) : [0, 1];
+        return done > 0.68*all }""", timeout=600_000)
+    notebook(page, path, code, far, part=".jp-RenderedHTMLCommon > div")
 
 
-def all_pictures() -> dict:
-    "The pictures of this file and of those beside it"
-    found = functions(sys.modules[__name__])
-    for file in sorted(Path(__file__).parent.glob("pictures_*.py")):
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[file.stem] = module
-        spec.loader.exec_module(module)
-        found |= functions(module)
-    return {name: f for name, f in found.items() if name not in ("fragment", "notebook", "quantise")}
+def report(page, path, height: int = 1400):
+    "The beginning of the report of `clm_nb demo`"
+    with tempfile.TemporaryDirectory() as folder:
+        demo = clm_nb("demo", "--output_dir", f"{folder}/demo", stderr=subprocess.DEVNULL)
+        demo.communicate()
+        if demo.returncode: raise RuntimeError("clm_nb demo failed. Run it to see why.")
+        page.set_viewport_size(dict(width=width, height=height))
+        page.goto(f"file://{folder}/demo/report.html")
+        page.screenshot(path=str(path))
+
+
+pictures = [blocks, ledger_flow, batch, results, heatmap, explorer, generation_app, app, live_training, lr_finder, report]
 
 
 def main():
     from browser import chromium, open_page
-    known = all_pictures()
+    known = {f.__name__: f for f in pictures}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(known))
     parser.add_argument("--dark", action="store_true", help="as it looks on a dark page")
@@ -105,11 +238,12 @@ def main():
     given.out.mkdir(parents=True, exist_ok=True)
     with chromium() as browser:
         for name in given.names or known:
+            start, file = time.monotonic(), given.out/f"{name}.png"
             page = open_page(browser, width=width, scheme="dark" if given.dark else "light", device_scale_factor=2)
-            known[name](page, given.out/f"{name}.png")
+            known[name](page, file)
             page.close()
-            quantise(given.out/f"{name}.png")
-            print(given.out/f"{name}.png")
+            quantise(file)
+            print(f"{file} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 if __name__ == "__main__": main()
