@@ -8,11 +8,12 @@ Docs: https://clm-nb.github.io/clm_nb/blocks.html.md"""
 __all__ = ['token_texts', 'BlockLine', 'Cutting', 'cut_documents', 'BlockPart', 'line_parts', 'BlockView', 'show_blocks',
            'FlowStep', 'flow_steps', 'LedgerFlow', 'FlowBar', 'flow_bars', 'ledger_flow']
 
-# %% ../nbs/03b_blocks.ipynb #f542aa31
+# %% ../nbs/03b_blocks.ipynb #7e9ea06b
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
-from .group import check_grouping, group, group_batch
+from .group import _write_blocks, check_grouping, group_batch
 from .load import Ledger, check_ledger, fingerprint
 from .tokenize import document_affixes
 
@@ -31,7 +32,7 @@ def token_texts(
     spaced = (" " + t if p and p.startswith("▁") and not t.startswith(" ") else t for p, t in zip(pieces, texts))
     return [t.translate(_visible) for t in spaced]
 
-# %% ../nbs/03b_blocks.ipynb #e13f8850
+# %% ../nbs/03b_blocks.ipynb #72b4bef1
 class BlockLine(NamedTuple):
     "A row of blocks, or what was dropped at the end of a split or of a batch"
     kind: str # "block" or "dropped"
@@ -41,13 +42,19 @@ class BlockLine(NamedTuple):
 
 
 def _grouped(numbered, block_size: int, remainder: str, isolate: bool) -> list[BlockLine]:
-    "The lines that `group` makes of a split of serial numbers"
-    import numpy as np
-    from datasets import DatasetDict
-    blocks = group(DatasetDict(shown=numbered), block_size, remainder, -1, isolate_documents=isolate)["shown"]
-    rows = np.array(blocks.with_format("numpy")["input_ids"][:], np.int64)
-    positions = np.array(blocks.with_format("numpy")["position_ids"][:]) if isolate else [None]*len(rows)
+    "The lines that `group` makes of a split of serial numbers; it writes as always, but not into the cache"
+    import numpy as np, pyarrow as pa, tempfile
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)/"blocks.arrow"
+        _write_blocks(numbered, path, block_size, -1 if remainder == "pad" else None, isolate)
+        table = pa.ipc.open_stream(path.read_bytes()).read_all()
+    column = lambda name: table[name].combine_chunks().flatten().to_numpy().reshape(-1, block_size)
+    rows = column("input_ids").astype(np.int64)
+    positions = column("position_ids") if isolate else [None]*len(rows)
     lost = np.setdiff1d(np.concatenate(numbered.with_format("numpy")["input_ids"][:]), rows)
+    if not len(rows):
+        raise ValueError(f"tokens holds {len(lost):,} tokens, fewer than one block of {block_size}. "
+                         "Use a smaller block_size, remainder='pad', or more text.")
     return [*(BlockLine("block", i, *o) for i, o in enumerate(zip(rows, positions), 1)), BlockLine("dropped", 1, lost)]
 
 # %% ../nbs/03b_blocks.ipynb #6867dd01

@@ -123,7 +123,7 @@ class LRFinder:
 
     __repr__ = __str__
 
-# %% ../nbs/05c_lr_finder.ipynb #25063ca1
+# %% ../nbs/05c_lr_finder.ipynb #8d8b28f3
 def _plot(self): # `matplotlib.figure.Figure`
     "Loss by learning rate, with the suggestion marked"
     from matplotlib.figure import Figure
