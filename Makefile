@@ -10,7 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lab docs bench prepare lock
+.PHONY: help demo test lab docs bench prepare pictures lock
 
 help:
 	@echo "make demo     fine-tune a small model on this machine: no account or GPU, no network beyond the installation"
@@ -19,6 +19,7 @@ help:
 	@echo "make docs     build the docs site into _docs (with Quarto; without it, a plain preview)"
 	@echo "make bench    measure clm_nb and its peers side by side into benchmarks/RESULTS.md (SCALE=2: more; ONLY=generation: one group)"
 	@echo "make prepare  after editing notebooks: export the modules, clean the notebooks, write README.md"
+	@echo "make pictures  take the pictures of the pages anew, in headless Chromium (NAMES='report explorer': these)"
 	@echo "make lock     write constraints.txt from the newest versions that settings.ini allows"
 	@echo "Each makes $(VENV) when it is missing, with PYTHON=$(PYTHON)."
 
@@ -53,6 +54,10 @@ prepare: $(VENV)/dev.stamp
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/docs.py readme
+
+pictures: $(VENV)/dev.stamp
+	@echo "== pictures: into nbs/images/, a few minutes"
+	@$(BIN)/python tools/pictures.py $(NAMES)
 
 lock:
 	@echo "== lock: installing '.[dev,app,bench]' into a new environment and writing constraints.txt"
