@@ -67,12 +67,10 @@ class _Watch:
         self.counted()
         return torch.full((len(input_ids),), self.stop.is_set(), device=input_ids.device)
 
-# %% ../nbs/08_widgets.ipynb #042657cd
+# %% ../nbs/08_widgets.ipynb #cff1d5a2
 def _pieces(model, tokenizer, prompt: str, settings: dict, watch: _Watch):
     "The continuation of a prompt, piece by piece; of a beam search, in one piece"
     from clm_nb.generate import generate, stream
-    if not -2**63 <= settings.get("seed", 0) < 2**64:
-        raise ValueError(f"seed={settings['seed']} can't be used. Use a whole number from 0 to {2**64 - 1}.")
     options = settings | dict(stopping_criteria=[watch])
     if settings.get("num_beams", 1) > 1: yield generate(model, tokenizer, prompt, return_full_text=False, **options)
     else: yield from stream(model, tokenizer, prompt, **options)
