@@ -7,12 +7,12 @@ Docs: https://clm-nb.github.io/clm_nb/explore.html.md"""
 # %% auto #0
 __all__ = ['token_label', 'Distribution', 'distribution', 'LikelyPath', 'greedy_logits', 'NextTokenExplorer']
 
-# %% ../nbs/08b_explore.ipynb #474a724c
+# %% ../nbs/08b_explore.ipynb #850d4b97
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from .generate import (NextTokens, _check_options, _check_room, clean_config, own_rng, prompt_ids,
-                             sampling_probabilities)
+                             sampling_probabilities, sampling_scores)
 from .perplexity import evaluating
 from .widgets import LiveView
 
@@ -81,17 +81,7 @@ def _entropy(probabilities) -> float:
     import torch
     return float(torch.special.entr(probabilities.double()).sum())/math.log(2)
 
-# %% ../nbs/08b_explore.ipynb #22ef4687
-def _option_scores(logits, temperature: float, top_k: int, top_p: float):
-    "(rows, vocabulary) what `generate` draws from, as logits; -inf: cut by top-k or top-p"
-    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
-    _check_options(1, True, temperature, top_k, top_p, 1)
-    warpers = LogitsProcessorList([TemperatureLogitsWarper(float(temperature))])
-    if top_k: warpers.append(TopKLogitsWarper(top_k))
-    if top_p < 1: warpers.append(TopPLogitsWarper(top_p))
-    return warpers(None, logits.float())
-
-# %% ../nbs/08b_explore.ipynb #63fafa29
+# %% ../nbs/08b_explore.ipynb #c23c1f4e
 def distribution(
     logits, # (vocabulary,) float tensor: the model's last row
     tokenizer, # for the labels
@@ -101,8 +91,8 @@ def distribution(
     n: int = 15, # how many of the likeliest to list
 ) -> Distribution:
     "What the options make of the next token's distribution"
-    scores = _option_scores(logits[None], temperature, top_k, top_p)[0]
-    before, tempered = (_option_scores(logits[None], t, 0, 1.0)[0].softmax(-1) for t in (1.0, temperature))
+    scores = sampling_scores(logits[None], temperature, top_k, top_p)[0]
+    before, tempered = (sampling_scores(logits[None], t, 0, 1.0)[0].softmax(-1) for t in (1.0, temperature))
     after, kept, top = scores.softmax(-1), scores.isfinite(), before.topk(min(n, len(before))).indices
     ids, mass = top.tolist(), min(float(tempered[kept].double().sum()), 1.0)
     return Distribution([token_label(tokenizer, i) for i in ids], ids, before[top].tolist(), after[top].tolist(),
