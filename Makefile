@@ -19,7 +19,7 @@ help:
 	@echo "make docs     build the docs site into _docs (with Quarto; without it, a plain preview)"
 	@echo "make bench    measure clm_nb and its peers side by side into benchmarks/RESULTS.md (SCALE=2: more; ONLY=generation: one group)"
 	@echo "make prepare  after editing notebooks: export the modules, clean the notebooks, write README.md"
-	@echo "make pictures  take the pictures of the pages anew, in headless Chromium (NAMES='report explorer': these)"
+	@echo "make pictures take the pictures of the pages anew, in headless Chromium (NAMES='report explorer': these)"
 	@echo "make lock     write constraints.txt from the newest versions that settings.ini allows"
 	@echo "Each makes $(VENV) when it is missing, with PYTHON=$(PYTHON)."
 
@@ -34,7 +34,7 @@ test: $(VENV)/dev.stamp
 	@$(BIN)/python -c 'from clm_nb.train import load_model; load_model("python-docs-gpt2")'
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	@echo "== test 3/3: what crosses stages or processes"
-	@$(BIN)/python -m pytest -q --ignore tests/test_uptodate.py tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/test_uptodate.py tests
 
 lab: $(VENV)/dev.stamp
 	@echo "== lab: JupyterLab on nbs/ (stop it with Ctrl-C)"
