@@ -138,6 +138,13 @@ def test_text_is_escaped_on_the_page_and_in_the_boxes(numbers, compared):
         assert len({row.count("|") for row in rows}) == 1
 
 
+def test_a_tag_in_one_token_is_escaped():
+    m = loss_map(gpt2(), tok, text)
+    m.tokens[3], m.tokens[4], m.names[4] = "<script>x</script>", "", "<img src=x>"
+    page = Page(m.html())
+    assert not {"script", "img"} & set(page.tags) and {"<script>x</script>", "<img\u00b7src=x>"} <= set(page.text)
+
+
 def test_a_box_tells_loss_probability_rank_and_favourites_of_both_models():
     m = loss_map(gpt2(), tok, text, base=gpt2(n_layer=1))
     titles = Page(m.html()).titles
