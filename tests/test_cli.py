@@ -174,6 +174,9 @@ def test_from_a_data_file_to_generated_text(run, folder, cache):
     found = json.loads(Path("out/run.json").read_text())
     evals = [log["eval_loss"] for log in found["log_history"] if "eval_loss" in log]
     assert (found["status"], found["steps"], found["block_size"], len(evals)) == ("trained", 6, 16, 2)
+    assert [sample["step"] for sample in found["samples_by_step"]] == [3, 6]
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert all(f">{title}</h2>" in page for title in ("Outcome", "Samples", "Blocks", "Results", "Token by token"))
     assert evals[1] < evals[0] and found["after"]["loss"] < found["before"]["loss"]
     assert found["after"]["loss"] == pytest.approx(evals[1], rel=1e-5)
     ledger = found["ledger"]
