@@ -72,7 +72,7 @@ class PerplexityArguments:
     stride: int = _arg("for --text: tokens a sliding window moves on by")
     batch_size: int = _arg("rows at a time", 8)
 
-# %% ../nbs/10_cli.ipynb #394b6019
+# %% ../nbs/10_cli.ipynb #aea3995b
 class _Parser(argparse.ArgumentParser):
     "An `argparse` parser whose errors are one line"
     def error(self, message): self.exit(2, f"{self.prog}: {message}. See {self.prog} --help.\n")
@@ -91,7 +91,7 @@ def _flag(parser, f):
     default = "" if f.default in (None, False) else f" (default: {f.default})"
     parser.add_argument(f"--{f.name}", help=(f.metadata["help"] + default).replace("%", "%%"), default=argparse.SUPPRESS, **options)
 
-
+# %% ../nbs/10_cli.ipynb #9cc32a56
 def _parser(command: str, about: str, *groups, extra: str = "") -> argparse.ArgumentParser:
     "The parser of one command"
     parser = _Parser(f"clm_nb {command}", description=about, epilog=extra, allow_abbrev=False)

@@ -167,14 +167,17 @@ def _check_data(blocks, expected: dict):
             raise ValueError(f"The {split} blocks are not those of the run to be repeated: the data, or what reads it, "
                              "has changed. Restore it, or train anew without --from_run.")
 
-# %% ../nbs/09_core.ipynb #77b92f10
+# %% ../nbs/09_core.ipynb #fae421f3
 class _Clock(dict):
     "What was done → seconds since the note before"
     def __init__(self): self.last = perf_counter()
 
     def note(self, what: str): self[what], self.last = perf_counter() - self.last, perf_counter()
 
-# %% ../nbs/09_core.ipynb #a727a5f6
+
+_drawn = dict(temperature=0.6, top_k=50, top_p=0.95)  # how samples are drawn
+
+# %% ../nbs/09_core.ipynb #8d7e65eb
 def finetune(
     dataset_name="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     model_name_or_path: str | None = None, # Hub id or folder; None: `python-docs-gpt2`, unless there is a config
@@ -217,7 +220,7 @@ def finetune(
     prompt = prompt or tokenizer.decode(blocks["test"][0]["input_ids"][:8], skip_special_tokens=True) or " "
     length = int(min(max_new_tokens, room - 8))
     look = lambda: (perplexity(model, blocks["test"], tokenizer),
-                    generate(model, tokenizer, prompt, length, temperature=0.6, seed=seed))
+                    generate(model, tokenizer, prompt, length, seed=seed, **_drawn))
     before, sample_before = look()
     clock.note("before")
     source = dict(dataset_name=_named(dataset_name), model_name_or_path=_named(model_name), config_name=_named(config_name),
@@ -251,7 +254,7 @@ def _text_ids(row: dict) -> list[int]:
     "The ids of a block, its padding taken off"
     return [i for i, seen in zip(row["input_ids"], row.get("attention_mask") or [1]*len(row["input_ids"])) if seen]
 
-# %% ../nbs/09_core.ipynb #fdfba27e
+# %% ../nbs/09_core.ipynb #0e9a270c
 def _held_out_views(model, tokenizer, held_out, prompt: str, base=None) -> dict:
     "title → (a sentence, a function that makes the view): what a model and its base make of held-out text"
     models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
@@ -259,29 +262,24 @@ def _held_out_views(model, tokenizer, held_out, prompt: str, base=None) -> dict:
     given = dict(prompt_tokens=min(24, len(ids)//3), max_new_tokens=min(40, len(ids)//3), n=min(3, len(held_out)))
     def explorer():
         shown = NextTokenExplorer(models, tokenizer, prompt)
-        shown.set(temperature=0.6, top_k=50, top_p=0.95)  # as the samples were drawn
+        shown.set(**_drawn)
         return shown
     return {"Results": ("Held-out texts, of which the models are given the beginning.",
                         lambda: show_results(model, held_out, tokenizer, base, **given)),
             "Token by token": ("What each token of a held-out text costs.", lambda: loss_map(model, tokenizer, ids, base)),
             "The next token": ("What may follow the prompt, by the models and as the samples are drawn.", explorer)}
 
-# %% ../nbs/09_core.ipynb #20f7662e
-class _Reason:
-    "Why there is no view"
-    def __init__(self, error: Exception): self.error = error
-
-    def _repr_html_(self):
+# %% ../nbs/09_core.ipynb #f4cd09f0
+class _Shown:
+    "The HTML of the view that `make` makes, or why there is none"
+    def __init__(self, make):
         from html import escape
-        return f"<p>Not shown: {escape(str(self.error))}</p>"
+        try: self.html = make()._repr_html_()
+        except Exception as error: self.html = f"<p>Not shown: {escape(str(error))}</p>"
 
+    def _repr_html_(self): return self.html
 
-def _view_or_reason(make):
-    "What `make` makes, or why it can't"
-    try: return make()
-    except Exception as error: return _Reason(error)
-
-
+# %% ../nbs/09_core.ipynb #ba66c973
 def run_views(
     run: Run, # after training
     make_base=None, # loads the model as it was before; None, or a model of a billion parameters: views without it
@@ -289,13 +287,13 @@ def run_views(
     "What went in, and what the model makes of held-out text"
     tokenizer, rows, model = run.tokenizer, run.blocks["train"], run.model
     base = make_base().to(model.device) if make_base and model.num_parameters() < 1e9 else None
-    batch = lambda: CausalCollator(tokenizer.eos_token_id or 0)([rows[i] for i in range(min(2, len(rows)))])
+    batch = lambda: run.trainer.data_collator([rows[i] for i in range(min(2, len(rows)))])
     documents, size = _short_documents(rows, tokenizer.eos_token_id), len(rows[0]["input_ids"])
     views = {"Blocks": ("A few short documents of the training split, cut into blocks.",
                         lambda: show_blocks(documents, tokenizer, size)),
              "A batch": ("Two rows as the model gets them.", lambda: show_batch(batch(), tokenizer, n_tokens=8))}
     views |= _held_out_views(model, tokenizer, run.blocks["test"], run.prompt, base)
-    return {title: (about, _view_or_reason(make)) for title, (about, make) in views.items()}
+    return {title: (about, _Shown(make)) for title, (about, make) in views.items()}
 
 # %% ../nbs/09_core.ipynb #410b336e
 def finish(

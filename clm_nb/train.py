@@ -411,7 +411,7 @@ def write_card(
         "![Loss](loss.png)", "", "## Settings", "", "```json", settings, "```", ""])
     (folder/"README.md").write_text(text, encoding="utf-8")
 
-# %% ../nbs/05_train.ipynb #5634fc7a
+# %% ../nbs/05_train.ipynb #89ae4bbe
 def make_trainer(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -435,7 +435,7 @@ def make_trainer(
         raise ValueError("sample_prompt= needs the whole model in one process, and it is sharded. Leave sample_prompt out.")
     return trainer
 
-
+# %% ../nbs/05_train.ipynb #b81a0ecd
 def _padding(tokenizer) -> int: return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 
 

@@ -69,11 +69,11 @@ def rows_per_step(
     "How many rows one optimiser step takes, over all devices"
     return args.train_batch_size*args.gradient_accumulation_steps*args.world_size
 
-# %% ../nbs/04c_watch.ipynb #adb84953
-class Throughput(TrainerCallback):
-    "Tokens per second, and which share of what the machine's matrix products reach that is"
+# %% ../nbs/04c_watch.ipynb #b670681c
+class _Speed(TrainerCallback):
+    "Tokens per second"
     def __init__(self, tokens_per_row: int):
-        self.tokens_per_row, self.seconds, self.steps, self.rate, self.utilisation = tokens_per_row, 0.0, 0, 0.0, 0.0
+        self.tokens_per_row, self.seconds, self.steps, self.rate = tokens_per_row, 0.0, 0, 0.0
         self.first = 0.0  # seconds of the first step, which allocates and compiles
         self.told = 0, 0.0  # steps and seconds when `recent` was asked
 
@@ -91,6 +91,11 @@ class Throughput(TrainerCallback):
         steps, seconds = self.steps - self.told[0], self.seconds - self.told[1]
         self.told = self.steps, self.seconds
         return steps*rows_per_step(args)*self.tokens_per_row/seconds if steps else self.rate
+
+# %% ../nbs/04c_watch.ipynb #52238237
+class Throughput(_Speed):
+    "Tokens per second, and which share of what the machine's matrix products reach that is"
+    utilisation = 0.0 # until the end
 
     def on_train_end(self, args, state, control, model=None, **kwargs):
         self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
@@ -293,7 +298,7 @@ def _figures_now(self) -> dict[str, str]:
 
 _Progress.figures = _figures_now
 
-# %% ../nbs/04c_watch.ipynb #c2d3b3dd
+# %% ../nbs/04c_watch.ipynb #6e98e569
 class _Picture(_Progress):
     "A run as HTML, in one display"
     display, due, drawing = None, 0.0, 0.0  # the display; when to draw again; seconds spent on drawing so far
@@ -319,7 +324,16 @@ class _Picture(_Progress):
         first, cost = not self.drawing, now - start
         self.drawing, self.due = self.drawing + cost, now + max(0.5, 0 if first else 100*cost)
 
-# %% ../nbs/04c_watch.ipynb #dbdc7d27
+    def conclude(self):
+        "Show once what has no display to be updated"
+        if self.shell:
+            from IPython.display import display
+            display(loss_curve(self.history))
+            for s in self.samples if self.sampler else []:
+                print(f"step {s['step']:,}: {_one_line(self.sampler.prompt + s['text'])}")
+        print(self, file=sys.stdout if self.shell else sys.stderr)
+
+# %% ../nbs/04c_watch.ipynb #22310539
 class LiveTraining(_Picture):
     "Curves, figures and texts that grow in place in a notebook; a line, with texts above it, in a terminal"
     def __init__(self, tokens_per_row: int, show: bool = True, sampler: Sampler | None = None):
@@ -349,14 +363,6 @@ class LiveTraining(_Picture):
         if self.bar: self.bar.close()
         if self.show and self.shell == "live": self.draw()
         elif self.show: self.conclude()
-
-    def conclude(self):
-        "Show once what has no display to be updated"
-        if self.shell:
-            from IPython.display import display
-            display(loss_curve(self.history))
-            for s in self.samples: print(f"step {s['step']:,}: {_one_line(self.sampler.prompt + s['text'])}")
-        print(self, file=sys.stdout if self.shell else sys.stderr)
 
 # %% ../nbs/04c_watch.ipynb #ffff6a49
 def _bar(state):

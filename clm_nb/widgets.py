@@ -249,9 +249,24 @@ def _page(app) -> "VBox":
     page.add_class("clm-generation")
     return page
 
-# %% ../nbs/08_widgets.ipynb #ce57a322
-class _Working(LiveView):
-    "The part of the app that runs, stops, and remembers"
+# %% ../nbs/08_widgets.ipynb #35d5e7e2
+class _Stopping(LiveView):
+    "The part of the app that knows whether it runs, and ends it"
+    @property
+    def running(self) -> bool: return self._free.locked()
+
+    def stop(self, _=None):
+        "End the text after the token that is being made"
+        self._stop.set()
+
+    def wait(self, timeout: float | None = None) -> bool: # False: it is still running
+        "Wait for the end, at most `timeout` seconds"
+        if self._worker: self._worker.join(timeout)
+        return not self.running
+
+# %% ../nbs/08_widgets.ipynb #cebce01d
+class _Working(_Stopping):
+    "The part of the app that runs and remembers"
     def generate(self, _=None):
         "Start, and return at once; nothing happens while the app is running"
         clicked = time.perf_counter()
@@ -274,18 +289,6 @@ class _Working(LiveView):
             self._remember(run)
             self._free.release()
             self._refresh()
-
-    def stop(self, _=None):
-        "End the text after the token that is being made"
-        self._stop.set()
-
-    @property
-    def running(self) -> bool: return self._free.locked()
-
-    def wait(self, timeout: float | None = None) -> bool: # False: it is still running
-        "Wait for the end, at most `timeout` seconds"
-        if self._worker: self._worker.join(timeout)
-        return not self.running
 
 # %% ../nbs/08_widgets.ipynb #a0a92eb6
 class _Remembering(_Working):
@@ -343,7 +346,7 @@ class _Showing(_Remembering):
 
     def __repr__(self): return f"GenerationApp({', '.join(self.models)}; {len(self.history)} in the history)"
 
-# %% ../nbs/08_widgets.ipynb #ab46632d
+# %% ../nbs/08_widgets.ipynb #58f451c6
 class _Refreshing(_Showing):
     "The part of the app that keeps its widgets up to date"
     def _show(self, name: str):
@@ -370,10 +373,7 @@ class _Refreshing(_Showing):
         row = HBox([button, html], layout=Layout(flex="0 0 auto", align_items="flex-start", grid_gap="16px"))
         self._past.children = row, *self._past.children[:49]
 
-    def _mode_changed(self, _=None):
-        for name in {name for names in _used.values() for name in names}:
-            getattr(self, name).disabled = name not in _used[self.mode.value]
-        self.new_seed_button.disabled = self.seed.disabled
+
 
 # %% ../nbs/08_widgets.ipynb #67fca9ec
 class GenerationApp(_Refreshing):
@@ -395,7 +395,7 @@ class GenerationApp(_Refreshing):
         self.current = self._nothing()
         self._lay_out()
 
-# %% ../nbs/08_widgets.ipynb #b0774b7d
+# %% ../nbs/08_widgets.ipynb #fca92b31
 def _check(self):
     "`ValueError` if there is no model, or one without a tokenizer"
     if not self.models: raise ValueError("models is empty. Give a model, or a dict of models by name.")
@@ -409,6 +409,13 @@ def _longest(self) -> int: # tokens
     return max(1, min((context_length(m.config) or 1025) - 1 for m in self.models.values()))
 
 
+def _mode_changed(self, _=None):
+    "Switch off the controls that the mode doesn't use"
+    for name in {name for names in _used.values() for name in names}:
+        getattr(self, name).disabled = name not in _used[self.mode.value]
+    self.new_seed_button.disabled = self.seed.disabled
+
+
 def _lay_out(self):
     "Make the page, and connect the buttons"
     from ipywidgets import HTML, Layout, VBox
@@ -417,8 +424,8 @@ def _lay_out(self):
     self._status, self._past_title = HTML(), HTML()
     self._past = VBox(layout=Layout(max_height="420px", overflow="auto", width="100%"))
     for name in ("generate", "stop", "clear", "new_seed"): getattr(self, f"{name}_button").on_click(getattr(self, name))
-    self.mode.observe(self._mode_changed, "value")
-    self._mode_changed()
+    self.mode.observe(lambda _: _mode_changed(self), "value")
+    _mode_changed(self)
     self._refresh()
     self.ui = _page(self)
 

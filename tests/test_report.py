@@ -97,3 +97,14 @@ def test_an_older_report_stays_until_the_new_one_is_whole(tmp_path):
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run.json"): write_report(tmp_path)
+
+
+def test_a_view_that_fails_in_the_making_or_the_drawing_is_replaced_by_its_reason():
+    from clm_nb.core import _Shown
+    class Broken:
+        def _repr_html_(self): raise RuntimeError(f"drawing {evil}")
+    def unmade(): raise ValueError(f"making {evil}")
+    for make, reason in ((Broken, "drawing"), (unmade, "making")):
+        page = report_html(run_json(), {"A view": ("About it.", _Shown(make))})
+        assert f"Not shown: {reason} {evil}" in "".join(Tags(page).words) and "<script" not in page
+    assert _Shown(View)._repr_html_() == "<p>a view</p>"

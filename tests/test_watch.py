@@ -280,3 +280,14 @@ def test_a_report_that_nobody_can_write_is_refused_before_data_is_read(name, mes
         with pytest.raises(ValueError, match=re.escape(message)):
             finetune("/no/such/data", output_dir=tmp_path/"run", report_to=report_to)
     assert not (tmp_path/"run").exists()
+
+
+def test_a_run_resumed_without_a_prompt_shows_its_curve_and_not_the_texts_of_before(capsys, monkeypatch):
+    import torch
+    from transformers import TrainerState
+    monkeypatch.setattr("IPython.display.display", lambda *args, **kwargs: None)
+    live = LiveTraining(8)
+    live.shell, live.dtype, live.state = "static", torch.float32, TrainerState(log_history=[dict(step=1, eval_sample="once")])
+    assert live.samples == [dict(step=1, text="once")]
+    live.conclude()
+    assert "once" not in capsys.readouterr().out
