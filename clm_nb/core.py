@@ -7,9 +7,10 @@ Docs: https://clm-nb.github.io/clm_nb/core.html.md"""
 # %% auto #0
 __all__ = ['tutorial_choices', 'Run', 'prepare', 'finetune', 'run_views', 'finish', 'run_arguments']
 
-# %% ../nbs/09_core.ipynb #9aef10be
+# %% ../nbs/09_core.ipynb #14e0d5d7
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter
@@ -254,19 +255,19 @@ def _text_ids(row: dict) -> list[int]:
     "The ids of a block, its padding taken off"
     return [i for i, seen in zip(row["input_ids"], row.get("attention_mask") or [1]*len(row["input_ids"])) if seen]
 
-# %% ../nbs/09_core.ipynb #0e9a270c
-def _held_out_views(model, tokenizer, held_out, prompt: str, base=None) -> dict:
+# %% ../nbs/09_core.ipynb #af917b06
+def _held_out_views(model, tokenizer, held_out, prompt: str, base) -> dict:
     "title → (a sentence, a function that makes the view): what a model and its base make of held-out text"
-    models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
     ids = _text_ids(held_out[0])
     given = dict(prompt_tokens=min(24, len(ids)//3), max_new_tokens=min(40, len(ids)//3), n=min(3, len(held_out)))
     def explorer():
-        shown = NextTokenExplorer(models, tokenizer, prompt)
+        models = {"base": base(), "fine-tuned": model}
+        shown = NextTokenExplorer({name: m for name, m in models.items() if m is not None}, tokenizer, prompt)
         shown.set(**_drawn)
         return shown
     return {"Results": ("Held-out texts, of which the models are given the beginning.",
-                        lambda: show_results(model, held_out, tokenizer, base, **given)),
-            "Token by token": ("What each token of a held-out text costs.", lambda: loss_map(model, tokenizer, ids, base)),
+                        lambda: show_results(model, held_out, tokenizer, base(), **given)),
+            "Token by token": ("What each token of a held-out text costs.", lambda: loss_map(model, tokenizer, ids, base())),
             "The next token": ("What may follow the prompt, by the models and as the samples are drawn.", explorer)}
 
 # %% ../nbs/09_core.ipynb #f4cd09f0
@@ -279,20 +280,23 @@ class _Shown:
 
     def _repr_html_(self): return self.html
 
-# %% ../nbs/09_core.ipynb #ba66c973
+# %% ../nbs/09_core.ipynb #333af8d2
 def run_views(
     run: Run, # after training
     make_base=None, # loads the model as it was before; None, or a model of a billion parameters: views without it
 ) -> dict: # title → (a sentence, a view), for `report_html`
     "What went in, and what the model makes of held-out text"
     tokenizer, rows, model = run.tokenizer, run.blocks["train"], run.model
-    base = make_base().to(model.device) if make_base and model.num_parameters() < 1e9 else None
     batch = lambda: run.trainer.data_collator([rows[i] for i in range(min(2, len(rows)))])
     documents, size = _short_documents(rows, tokenizer.eos_token_id), len(rows[0]["input_ids"])
     views = {"Blocks": ("A few short documents of the training split, cut into blocks.",
                         lambda: show_blocks(documents, tokenizer, size)),
              "A batch": ("Two rows as the model gets them.", lambda: show_batch(batch(), tokenizer, n_tokens=8))}
-    views |= _held_out_views(model, tokenizer, run.blocks["test"], run.prompt, base)
+    if not (run.trainer.is_fsdp_enabled or run.trainer.is_deepspeed_enabled):  # this process alone can't run a part of a model
+        load = make_base and model.num_parameters() < 1e9
+        base = cache(lambda: make_base().to(model.device) if load else None)
+        held_out = run.blocks["test"].select(range(min(1000, len(run.blocks["test"]))))
+        views |= _held_out_views(model, tokenizer, held_out, run.prompt, base)
     return {title: (about, _Shown(make)) for title, (about, make) in views.items()}
 
 # %% ../nbs/09_core.ipynb #410b336e

@@ -45,3 +45,32 @@ def test_a_repeated_run_is_not_pushed_again(tmp_path):
     run = dict(source=dict(dataset_name="python-docs"), training_arguments=told, block_size=16, data={})
     (tmp_path/"run.json").write_text(json.dumps(run))
     assert run_arguments(tmp_path) == dict(dataset_name="python-docs", learning_rate=1e-3, block_size=16, data_digest={})
+
+
+def test_the_report_of_a_sharded_model_runs_no_model_in_one_process_alone():
+    from types import SimpleNamespace
+    from datasets import Dataset
+    from clm_nb.core import CausalCollator, load_tokenizer, run_views
+    blocks = Dataset.from_dict({"input_ids": [[5, 6, 0, 7], [8, 9, 10, 0]]})
+    for fsdp, deepspeed in ((True, False), (False, True)):
+        trainer = SimpleNamespace(is_fsdp_enabled=fsdp, is_deepspeed_enabled=deepspeed, data_collator=CausalCollator())
+        run = SimpleNamespace(tokenizer=load_tokenizer("python-docs-gpt2"), blocks={"train": blocks, "test": blocks}, model=None,
+                              trainer=trainer, prompt="a")
+        views = run_views(run, make_base=None)
+        assert list(views) == ["Blocks", "A batch"] and not any("Not shown" in v._repr_html_() for _, v in views.values())
+
+
+def test_a_base_that_cannot_be_loaded_again_costs_no_run():
+    from types import SimpleNamespace
+    from datasets import Dataset
+    from clm_nb.core import CausalCollator, load_tokenizer, run_views
+    from tiny import gpt2
+    def gone(): raise OSError("the base is gone")
+    trainer = SimpleNamespace(is_fsdp_enabled=False, is_deepspeed_enabled=False, data_collator=CausalCollator())
+    blocks = Dataset.from_dict({"input_ids": [[5, 6, 0, 7, 8, 9], [8, 9, 10, 0, 5, 6]]})
+    run = SimpleNamespace(tokenizer=load_tokenizer("python-docs-gpt2"), blocks={"train": blocks, "test": blocks},
+                          model=gpt2(vocab_size=4096), trainer=trainer, prompt="a")
+    views = run_views(run, gone)
+    told = [title for title, (_, view) in views.items() if "the base is gone" in view._repr_html_()]
+    assert told == ["Results", "Token by token", "The next token"]
+    assert not any("Not shown" in view._repr_html_() for _, view in run_views(run).values())
