@@ -25,7 +25,7 @@ from .load import Ledger, fingerprint, ledger_to_dict, load_corpus, made_by
 from .perplexity import evaluating, perplexity_hooks
 from .report import write_report
 from .share import HubTrainer, check_hub
-from .speed import device_and_precision, fused_loss, keep_freed_memory
+from .speed import device_and_precision, fused_loss, has_bf16, keep_freed_memory
 from .tokenize import first_line, load_tokenizer, local_or_hub, made_once, tokenize
 from .watch import LiveTraining, Sampler, loss_curve, notebook_shell
 
@@ -174,6 +174,32 @@ embedded_finetuning = dict(learning_rate=5e-4, warmup_steps=0.05, weight_decay=0
 _short_rows = dict(attn_implementation="eager")  # faster on a CPU than sdpa, at 128 tokens
 
 # %% ../nbs/05_train.ipynb #395b6b84
+def _orthogonalised(update, dtype, steps: int = 5):
+    "A matrix with all its singular values near 1, by Newton and Schulz's iteration (Keller Jordan's coefficients)"
+    x = update.to(dtype)
+    if update.shape[0] > update.shape[1]: x = x.T
+    x = x/x.norm().clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.T if update.shape[0] > update.shape[1] else x
+
+
+class _Muon(torch.optim.Muon):
+    "PyTorch's Muon, its products in float32 where the CPU has no bf16: PyTorch's own are in bf16 always, there 50 times slower"
+    @torch.no_grad()
+    def step(self, closure=None):
+        if has_bf16(self.param_groups[0]["params"][0].device.type): return super().step(closure)
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None: continue
+                mean = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p.grad))
+                mean.lerp_(p.grad, 1 - group["momentum"])
+                update = _orthogonalised(p.grad.lerp(mean, group["momentum"]), torch.float32)
+                p.mul_(1 - group["lr"]*group["weight_decay"])
+                p.add_(update, alpha=-0.2*group["lr"]*max(p.shape)**0.5)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     "PyTorch's Muon for the weight matrices of the hidden layers, its AdamW for embeddings, norms and biases"
     def __init__(self,
@@ -187,7 +213,8 @@ class MuonAdamW(torch.optim.Optimizer):
         pick = lambda keep: [p for name, p in named if keep(name, p)]
         matrices, vectors = pick(lambda n, p: n not in hidden and p.ndim > 1), pick(lambda n, p: p.ndim < 2)
         self.parts = [
-            torch.optim.Muon(pick(lambda n, p: n in hidden), lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            _Muon(pick(lambda n, p: n in hidden), lr=lr, weight_decay=weight_decay,
+                  adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW([dict(params=matrices, weight_decay=weight_decay), dict(params=vectors, weight_decay=0.0)],
                               lr=adamw_lr, betas=(0.9, 0.95), fused=True)]
         super().__init__([group for part in self.parts for group in part.param_groups], {})

@@ -367,3 +367,33 @@ def test_the_schedule_reaches_both_parts_of_the_two_part_optimizer(tmp_path):
         part.register_step_pre_hook(lambda part, *_: used.append(part.param_groups[0]["lr"]))
     run(tmp_path/"run", model, optimizer=optimizer, lr_scheduler_type="linear", warmup_steps=0)
     assert np.allclose(used, [1e-2, 1e-3, 1e-2*2/3, 1e-3*2/3, 1e-2/3, 1e-3/3])
+
+
+def test_without_bf16_muon_takes_the_same_steps_in_float32(monkeypatch):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Dtypes(TorchDispatchMode):
+        "Every dtype that an operation gives"
+        seen = set()
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            self.seen |= {t.dtype for t in (out if isinstance(out, (tuple, list)) else [out]) if torch.is_tensor(t)}
+            return out
+
+    after = {}
+    for bf16 in (True, False):
+        monkeypatch.setattr("clm_nb.train.has_bf16", lambda device: bf16)
+        model = gpt2()
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        optimizer = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3)
+        ids = torch.arange(200).reshape(2, 100)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(ids, labels=ids).loss.backward()
+            with Dtypes() as used: optimizer.step()
+        after[bf16] = {name: p.detach() - start[name] for name, p in model.named_parameters() if "mlp.c_fc.weight" in name}
+        assert (torch.bfloat16 in used.seen) == bf16
+        used.seen.clear()
+    for name, step in after[True].items():
+        assert (after[False][name] - step).norm() < 0.05*step.norm()
