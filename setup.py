@@ -20,7 +20,7 @@ setup(
     author=cfg["author"], author_email=cfg["author_email"], license=cfg["license"], url=cfg["git_url"],
     project_urls={"Documentation": cfg["doc_url"], "Repository": cfg["git_url"]},
     long_description=readme, long_description_content_type="text/markdown",
-    packages=find_packages(include=["clm_nb", "clm_nb.*"]), python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=["clm_nb", "clm_nb.*"]), package_data={"clm_nb": ["base/*"]}, python_requires=f">={cfg['min_python']}",
     install_requires=lines("requirements"),
     extras_require={name: lines(f"{name}_requirements") for name in ("dev", "app", "bench")},
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["clm_nb=clm_nb._modidx:d"]},

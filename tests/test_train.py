@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, T
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
-from clm_nb.train import CausalTrainer, MuonAdamW, check_output_dir, digest, load_config, load_model, train, write_run
+from clm_nb.train import CausalTrainer, check_output_dir, digest, load_config, load_model, train, write_run
 from conftest import answer, python, ranks
 from tiny import families, gpt2, llama, tokenizer
 
@@ -356,44 +356,3 @@ def test_a_model_from_a_config_takes_over_the_vocabulary_and_the_seed(tmp_path):
         assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (len(tokenizer()), 0, None)
         assert torch.equal(parameters(first), parameters(again))
         assert not torch.equal(parameters(first), parameters(other))
-
-
-def test_the_schedule_reaches_both_parts_of_the_two_part_optimizer(tmp_path):
-    "accelerate replaces an optimizer's param_groups; parts that step on the old ones would never slow down"
-    model = gpt2()
-    optimizer = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3)
-    used = []
-    for part in optimizer.parts:
-        part.register_step_pre_hook(lambda part, *_: used.append(part.param_groups[0]["lr"]))
-    run(tmp_path/"run", model, optimizer=optimizer, lr_scheduler_type="linear", warmup_steps=0)
-    assert np.allclose(used, [1e-2, 1e-3, 1e-2*2/3, 1e-3*2/3, 1e-2/3, 1e-3/3])
-
-
-def test_without_bf16_muon_takes_the_same_steps_in_float32(monkeypatch):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Dtypes(TorchDispatchMode):
-        "Every dtype that an operation gives"
-        seen = set()
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            self.seen |= {t.dtype for t in (out if isinstance(out, (tuple, list)) else [out]) if torch.is_tensor(t)}
-            return out
-
-    after = {}
-    for bf16 in (True, False):
-        monkeypatch.setattr("clm_nb.train.has_bf16", lambda device: bf16)
-        model = gpt2()
-        start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        optimizer = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3)
-        ids = torch.arange(200).reshape(2, 100)
-        for _ in range(3):
-            optimizer.zero_grad()
-            model(ids, labels=ids).loss.backward()
-            with Dtypes() as used: optimizer.step()
-        after[bf16] = {name: p.detach() - start[name] for name, p in model.named_parameters() if "mlp.c_fc.weight" in name}
-        assert (torch.bfloat16 in used.seen) == bf16
-        used.seen.clear()
-    for name, step in after[True].items():
-        assert (after[False][name] - step).norm() < 0.05*step.norm()
