@@ -14,7 +14,7 @@ from nbdev.config import get_config, nbpath2html
 
 root = Path(__file__).resolve().parents[1]
 pictures = "nbs/images" # where README.md's pictures lie
-on_gpu = ["05_train.ipynb", "09_core.ipynb", "tutorials/quickstart.ipynb"] # pages that train a whole model: Colab is asked for a GPU
+on_gpu = ["05_train.ipynb", "09_core.ipynb", "tutorials/quickstart.ipynb"] # pages that train: Colab gives them a GPU
 
 
 # The sources: notebooks, and what nbdev makes of them
@@ -87,12 +87,14 @@ there = packages_distributions()
 if not {NEEDED} <= there.keys():
     loaded = {d: version(d) for m in sys.modules if m[0] != "_" for d in there.get(m, [])}
     clone = [p for p in (Path.cwd(), *Path.cwd().parents) if (p/"clm_nb/_modidx.py").exists()]
-    source = f"-e '{clone[0]}[nb]'" if clone else "'SOURCE'"
+    github = "SOURCE"
+    source = f'-e "{clone[0]}[nb]"' if clone else f'"{github}"'
     beside = " ".join({"gradio", "diffusers"} & there.keys())  # Colab's: pip keeps what they need
     %pip install -q {source} {beside}
     sys.path += map(str, clone)  # only the next kernel finds the clone by itself
     if old := [d for d in loaded if version(d) != loaded[d]]:
-        raise UsageError(f"Restart the kernel, then run all cells: it still has the old {', '.join(old)}.")"""
+        again = "Restart the kernel (in Colab: the session), then run all cells"
+        raise UsageError(f"{again}: it still has the old {', '.join(old)}.")"""
 
 
 def install_cell() -> str: # a code cell's source
