@@ -67,7 +67,7 @@ def client(
     (spec/"kernel.json").write_text(json.dumps(dict(argv=argv, display_name="there", language="python")))
     specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
     manager = AsyncKernelManager(kernel_name="there", kernel_spec_manager=specs)
-    return NotebookClient(nb, km=manager, timeout=300, resources={"metadata": {"path": str(folder)}})
+    return NotebookClient(nb, km=manager, timeout=600, resources={"metadata": {"path": str(folder)}})
 
 
 def executed(
