@@ -567,6 +567,28 @@ def test_in_training_a_large_model_draws_from_itself(tmp_path, fast_bf16, counte
     assert counted.calls == dict(drawn=2, in_bf16=1)
 
 
+kept = {"keys and values": gpt2, "grouped": llama, "in a window": lambda: auto("Gemma3Text", sliding_window=4),
+        "a state": lambda: auto("Mamba", state_size=4),
+        "both": lambda: auto("Bamba", mamba_n_heads=4, mamba_d_head=16, mamba_d_state=4, attn_layer_indices=[1])}
+
+
+@pytest.mark.parametrize("kind", kept)
+def test_the_copy_goes_on_from_what_was_read_whatever_a_model_keeps(kind):
+    model, tok, said = kept[kind](), tokenizer(), torch.randint(1, 400, (12,), generator=torch.Generator().manual_seed(0))
+    def scores(bf16):
+        seen = []
+        def force(ids, logits):
+            seen.append(logits.clone().float())
+            return torch.full_like(logits, -1e9).index_fill_(1, said[len(seen) - 1:len(seen)], 0.0)
+        generate(model, tok, ["The quick brown fox jumps", "def"], max_new_tokens=len(said), bf16=bf16, do_sample=False,
+                 logits_processor=[force])
+        return seen
+    exact, found = scores(False), scores(True)
+    far = [((a - b).norm()/b.norm()).item() for a, b in zip(found, exact)]
+    assert len(far) == len(said) and 0 < max(far) < 0.2  # without what was read, 1
+    assert (far[0] == 0) is (kind not in ("a state", "both")) and all(far[1:])
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_greedy_and_beams_of_a_large_model_are_those_of_transformers(beams, fast_bf16):
     model, tok = large(), tokenizer()
