@@ -214,9 +214,10 @@ def _goes_on_in_bf16(model):
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
-        from clm_nb.speed import bf16_pays, keep_freed_memory
+        from clm_nb.speed import bf16_pays, grants_bf16, keep_freed_memory
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
+        bf16 = bf16 and grants_bf16(model.device.type)
         self.config, self.kwargs = clean_config(model, tokenizer, **_quick_draw(options) if bf16 else options)
         self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)
