@@ -175,30 +175,49 @@ def _quick_draw(options: dict) -> dict:
     return options | dict(do_sample=False, logits_processor=[*(options.get("logits_processor") or []), _draw_from_top(**how)])
 
 # %% ../nbs/07_generate.ipynb #3217ab5f
+def _cache_layers(arguments: dict) -> list:
+    "The layers of the cache that `generate` hands to a model, under whichever name it does"
+    from transformers import Cache
+    return [layer for value in arguments.values() if isinstance(value, Cache) for layer in value.layers]
+
+
+def _only_keys_and_values(layers: list) -> bool:
+    "Whether nothing else is kept of the tokens that were read"
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
 def _goes_on_in_bf16(model):
     "What stands for `model.forward`: the model at the first call, its copy in bf16 from then on"
     from functools import wraps
     from clm_nb.speed import in_bf16
-    first, copies = model.forward, []
+    first, now = model.forward, None
+
     @wraps(first)
-    def forward(*args, past_key_values=None, **kwargs):
-        if not copies:
-            copies.append(None)
-            return first(*args, past_key_values=past_key_values, **kwargs)
-        if copies[0] is None:
-            copies[0] = in_bf16(model)
-            for layer in getattr(past_key_values, "layers", []):
-                layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
-        return copies[0](*args, past_key_values=past_key_values, **kwargs)
+    def forward(*args, **kwargs):
+        nonlocal now
+        layers = _cache_layers(kwargs)
+        if now is None and _only_keys_and_values(layers):
+            now = first
+        elif now is None:
+            now = in_bf16(model)
+        elif now is first:
+            now = in_bf16(model)
+            for layer in layers:
+                if layer.is_initialized:
+                    layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+        return now(*args, **kwargs)
+
     return forward
 
 # %% ../nbs/07_generate.ipynb #4e68432c
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
-        from clm_nb.speed import bf16_pays, keep_freed_memory
+        from clm_nb.speed import bf16_pays, grants_bf16, keep_freed_memory
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
+        bf16 = bf16 and grants_bf16(model.device.type)
         self.config, self.kwargs = clean_config(model, tokenizer, **_quick_draw(options) if bf16 else options)
         self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)

@@ -76,8 +76,9 @@ def _scorer(model, bf16: bool = False):
     "`token_losses` of a model; how it gives losses is found out once, at the first batch"
     import torch
     from functools import cache
-    from clm_nb.speed import loss_forward
+    from clm_nb.speed import grants_bf16, loss_forward
     forward = cache(lambda: loss_forward(model))
+    bf16 = bf16 and grants_bf16(model.device.type)
     def score(input_ids, attention_mask=None, position_ids=None):
         ids, labels, options = _checked(model, input_ids, attention_mask, position_ids)
         quick = forward()

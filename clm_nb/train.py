@@ -22,7 +22,7 @@ from .load import Ledger, fingerprint, ledger_to_dict, load_corpus, made_by
 from .perplexity import evaluating, perplexity_hooks
 from .report import write_report
 from .share import HubTrainer, check_hub
-from .speed import device_and_precision, fused_loss, keep_freed_memory
+from .speed import device_and_precision, fused_loss, grants_bf16, keep_freed_memory
 from .tokenize import base_model_folder, base_or_other, first_line, load_tokenizer, local_or_hub, made_once, tokenize
 from .watch import LiveTraining, Sampler, loss_curve, notebook_shell
 
@@ -76,6 +76,11 @@ class _TokenMeans(RunTrainer):
 def _sum_type(device): return torch.float32 if device.type == "mps" else torch.float64  # the best that the device has
 
 # %% ../nbs/05_train.ipynb #78c2aaf0
+def _own_loss(model, args):
+    "`fused_loss`, but in fp16, where its sums over many tokens may overflow, and on replicas, which take no `forward`"
+    return nullcontext(False) if args.fp16 or args.n_gpu > 1 else fused_loss(model)
+
+
 class CausalTrainer(_TokenMeans):
     "`Trainer` whose losses are means over the tokens that are predicted, for every causal model"
     def __init__(self, *args, **kwargs):
@@ -85,7 +90,7 @@ class CausalTrainer(_TokenMeans):
     fused = False  # whether the model gives losses in the place of logits
 
     def train(self, *args, **kwargs):
-        with fused_loss(self.model) if self.args.n_gpu < 2 else nullcontext(False) as self.fused:  # replicas take no `forward`
+        with _own_loss(self.model, self.args) as self.fused:
             try: return super().train(*args, **kwargs)
             finally: self.fused = False
 
@@ -197,12 +202,22 @@ def load_model(
 def training_settings(
     **kwargs, # any field of `TrainingArguments`
 ) -> dict: # arguments of `TrainingArguments`
-    "The tutorial's settings, for this machine; whatever you give goes first"
-    device, bf16 = device_and_precision()
+    "The tutorial's settings, for this machine; whatever you give goes first, if the machine has it"
+    device, precision = device_and_precision(kwargs.get("use_cpu", False))
     tutorial = dict(learning_rate=2e-5, weight_decay=0.01, eval_strategy="epoch", num_train_epochs=3)
     ours = dict(report_to="none", logging_steps=0.01, save_strategy="epoch", save_total_limit=1, use_cpu=device == "cpu",
-                bf16=bf16 and not kwargs.get("fp16"), dataloader_pin_memory=device == "cuda")
-    return tutorial | ours | kwargs
+                bf16=precision == "bf16" and not kwargs.get("fp16"),
+                fp16=precision == "fp16" and "bf16" not in kwargs, dataloader_pin_memory=device == "cuda")
+    return tutorial | ours | kwargs | _granted(device, kwargs)
+
+
+def _granted(device: str, asked: dict) -> dict:
+    "What the hardware can't do among the precisions that are asked for, turned off; `ValueError` for fp16 on a CPU"
+    for name in ("fp16", "fp16_full_eval"):
+        if device == "cpu" and asked.get(name):
+            raise ValueError(f"{name}=True takes minutes for a step on a CPU. Leave it out: bf16 is used where the CPU has "
+                             "it, and float32 elsewhere.")
+    return {name: False for name in ("bf16", "bf16_full_eval") if asked.get(name) and not grants_bf16(device)}
 
 # %% ../nbs/05_train.ipynb #e384df27
 def _fits(model, rows: int, args, block_size: int) -> bool:
@@ -212,7 +227,7 @@ def _fits(model, rows: int, args, block_size: int) -> bool:
     modes = [(module, module.training) for module in model.modules()]
     try:
         kept = [torch.empty_like(p) for p in model.parameters() for _ in range(2)]
-        with torch.random.fork_rng(), fused_loss(model.train()), precision: model(input_ids=ids, labels=ids).loss.backward()
+        with torch.random.fork_rng(), _own_loss(model.train(), args), precision: model(input_ids=ids, labels=ids).loss.backward()
         return True
     except torch.OutOfMemoryError: return False
     finally:

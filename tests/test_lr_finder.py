@@ -6,7 +6,7 @@ import datasets, numpy as np, pytest, torch
 from datasets import DatasetDict
 from clm_nb.lr_finder import LRFinder, find_lr, suggest_lr
 from test_train import make_blocks
-from tiny import families, gpt2, tokenizer
+from tiny import families, gpt2, needs_bf16, tokenizer
 
 datasets.disable_progress_bars()
 blocks = DatasetDict(train=make_blocks(8))
@@ -54,7 +54,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("error", [None, ZeroDivisionError, KeyboardInterrupt])
-@pytest.mark.parametrize("settings", [{}, dict(bf16=True), dict(gradient_checkpointing=True)], ids=str)
+@pytest.mark.parametrize("settings", [{}, pytest.param(dict(bf16=True), marks=needs_bf16), dict(gradient_checkpointing=True)], ids=str)
 def test_a_sweep_leaves_no_trace(error, settings, tmp_path, monkeypatch):
     model, n = gpt2(dropout=0.1), 0
     model.train()

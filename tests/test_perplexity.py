@@ -5,7 +5,7 @@ from datasets import Dataset
 from clm_nb.perplexity import (LossSums, Perplexity, document_perplexities, evaluating, logit_losses, perplexity,
                                perplexity_hooks, perplexity_metric, token_losses, windows)
 import tiny
-from tiny import families, gpt2, tokenizer
+from tiny import families, gpt2, needs_bf16, tokenizer
 
 rng = np.random.default_rng(0)
 bigger = tokenizer()
@@ -83,6 +83,7 @@ def test_dropout_is_off_and_every_mode_comes_back():
     assert [m.training for m in model.modules()] == modes and torch.is_grad_enabled()
 
 
+@needs_bf16
 def test_bfloat16_model_gives_float32_losses():
     blocks = make_blocks()
     exact, found = perplexity(gpt2(), blocks).loss, token_losses(gpt2().bfloat16(), blocks["input_ids"][:])

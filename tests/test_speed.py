@@ -13,11 +13,12 @@ import clm_nb.generate, clm_nb.speed, clm_nb.tokenize, clm_nb.train, clm_nb.watc
 from clm_nb.collate import BlockRows, CausalCollator
 from clm_nb.generate import generate, sampling_probabilities, stream
 from clm_nb.perplexity import perplexity
-from clm_nb.speed import (bf16_pays, fused_loss, in_bf16, linear_cross_entropy, linear_losses, matmul_rate,
-                          output_layer, training_flops)
+from clm_nb.lr_finder import find_lr
+from clm_nb.speed import (bf16_pays, best_device, device_and_precision, fused_loss, grants_bf16, has_bf16, in_bf16,
+                          linear_cross_entropy, linear_losses, matmul_rate, output_layer, training_flops)
 from clm_nb.tokenize import choose_encoder, tokenize_batch, tokenizer_json
-from clm_nb.train import fit_batch, train
-from tiny import families, gpt2, llama, texts, tokenizer
+from clm_nb.train import fit_batch, train, training_settings
+from tiny import bf16_or_not, families, gpt2, llama, needs_bf16, texts, tokenizer
 
 datasets.disable_progress_bars()
 rng = np.random.default_rng(0)
@@ -111,6 +112,7 @@ def test_a_second_derivative_is_an_error_not_a_wrong_number():
     with pytest.raises(RuntimeError): grad.square().sum().backward()
 
 
+@needs_bf16
 def test_in_autocast_the_products_are_bf16_and_the_sums_float32(monkeypatch):
     small_parts(monkeypatch, 50)
     hidden, weight, targets = layer(200, 16, 31)
@@ -202,6 +204,7 @@ def test_training_without_logits_is_a_bare_loop_with_them(family, kind, accumula
     assert (parameters(model) - parameters(families[family]())).abs().max() > 1e-2
 
 
+@needs_bf16
 @pytest.mark.parametrize("family", families)
 def test_neither_training_nor_its_evaluation_makes_a_float32_table_of_all_tokens(family, tmp_path):
     matmul_rate("cpu", torch.bfloat16)
@@ -219,7 +222,7 @@ class Fails(TrainerCallback):
     def on_step_end(self, *args, **kwargs): raise RuntimeError("out of luck")
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", bf16_or_not)
 def test_the_model_has_its_own_forward_again_after_a_run_and_after_an_error(bf16, tmp_path):
     model, inside = gpt2(), []
     class Look(TrainerCallback):
@@ -250,7 +253,7 @@ def test_evaluation_during_training_is_perplexity_with_bf16_off(kind, tmp_path, 
     assert losses(trainer, "eval_tokens") == [exact.tokens]
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", bf16_or_not)
 def test_a_callback_may_measure_and_generate_in_the_middle_of_training(bf16, tmp_path):
     found, data, tok = [], make_blocks(), tokenizer()
     def measured(model):
@@ -281,7 +284,7 @@ served = {"GPT-2": gpt2, "GPT-2 untied": lambda: gpt2(tie_word_embeddings=False)
     {kind: lambda kind=kind: auto(kind) for kind in ("Qwen2", "Qwen3", "Mistral")}
 
 
-@pytest.mark.parametrize("kind", served)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=needs_bf16) if k == "in bf16" else k for k in served])
 def test_models_that_are_served_give_the_same_loss_and_gradients(kind):
     model = served[kind]()
     modes = [module.training for module in model.modules()]
@@ -354,6 +357,7 @@ def test_a_model_is_looked_at_once_for_all_batches(counted):
     assert counted.calls["loss_forward"] == 1
 
 
+@needs_bf16
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_bf16_in_perplexity_is_asked_for_or_pays(name, monkeypatch):
     kinds = lambda model, **options: {d for d, s in see(model, **options) if s[-1:] == (400,)}
@@ -369,7 +373,7 @@ def test_bf16_in_perplexity_is_asked_for_or_pays(name, monkeypatch):
         assert [bf16_pays(m) for m in (small, large)] == [False, fast] and not bf16_pays(in_bf16(large))
         assert [bool(torch.bfloat16 in kinds(m)) for m in (small, large)] == [False, fast]
         assert torch.bfloat16 not in kinds(large, blocks=short)
-        for bf16 in (True, False): assert kinds(small, bf16=bf16) == kinds(large, bf16=bf16) == has[bf16]
+        for bf16 in (True, False): assert kinds(small, bf16=bf16) == kinds(large, bf16=bf16) == has[bf16 and fast]
 
 
 def test_evaluation_outside_training_takes_the_labels_away(tmp_path):
@@ -535,6 +539,7 @@ def fast_bf16(monkeypatch): monkeypatch.setattr(clm_nb.speed, "has_bf16", lambda
 def large(): return gpt2(n_embd=256)
 
 
+@needs_bf16
 def test_large_models_draw_from_a_bf16_copy_and_stay_as_they_are(fast_bf16, counted):
     for module, name in ((clm_nb.speed, "in_bf16"), (clm_nb.generate, "_draw_from_top")): counted(module, name)
     model, tok = large(), tokenizer()
@@ -555,6 +560,7 @@ def test_large_models_draw_from_a_bf16_copy_and_stay_as_they_are(fast_bf16, coun
     assert not counted.calls
 
 
+@needs_bf16
 def test_in_training_a_large_model_draws_from_itself(tmp_path, fast_bf16, counted):
     "A copy would go on calling the forward of the original"
     counted(clm_nb.speed, "in_bf16")
@@ -567,6 +573,29 @@ def test_in_training_a_large_model_draws_from_itself(tmp_path, fast_bf16, counte
     assert counted.calls == dict(drawn=2, in_bf16=1)
 
 
+kept = {"keys and values": gpt2, "grouped": llama, "in a window": lambda: auto("Gemma3Text", sliding_window=4),
+        "a state": lambda: auto("Mamba", state_size=4),
+        "both": lambda: auto("Bamba", mamba_n_heads=4, mamba_d_head=16, mamba_d_state=4, attn_layer_indices=[1])}
+
+
+@needs_bf16
+@pytest.mark.parametrize("kind", kept)
+def test_the_copy_goes_on_from_what_was_read_whatever_a_model_keeps(kind):
+    model, tok, said = kept[kind](), tokenizer(), torch.randint(1, 400, (12,), generator=torch.Generator().manual_seed(0))
+    def scores(bf16):
+        seen = []
+        def force(ids, logits):
+            seen.append(logits.clone().float())
+            return torch.full_like(logits, -1e9).index_fill_(1, said[len(seen) - 1:len(seen)], 0.0)
+        generate(model, tok, ["The quick brown fox jumps", "def"], max_new_tokens=len(said), bf16=bf16, do_sample=False,
+                 logits_processor=[force])
+        return seen
+    exact, found = scores(False), scores(True)
+    far = [((a - b).norm()/b.norm()).item() for a, b in zip(found, exact)]
+    assert len(far) == len(said) and 0 < max(far) < 0.2  # without what was read, 1
+    assert (far[0] == 0) is (kind not in ("a state", "both")) and all(far[1:])
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_greedy_and_beams_of_a_large_model_are_those_of_transformers(beams, fast_bf16):
     model, tok = large(), tokenizer()
@@ -575,6 +604,7 @@ def test_greedy_and_beams_of_a_large_model_are_those_of_transformers(beams, fast
     assert generate(model, tok, "The quick", **options) == tok.decode(theirs, skip_special_tokens=True)
 
 
+@needs_bf16
 @pytest.mark.parametrize("options,quick", [
     ({}, True), (dict(top_p=1.0, temperature=0.3), True), (dict(repetition_penalty=1.5), True),
     (dict(min_new_tokens=2), True), (dict(bad_words_ids=[[5]]), True), (dict(no_repeat_ngram_size=2), True),
@@ -610,6 +640,7 @@ def ends_at_once():
     return model
 
 
+@needs_bf16
 def test_what_comes_before_drawing_still_does():
     tok, options = tokenizer(), dict(bf16=True, max_new_tokens=6, seed=1, return_full_text=False)
     model = ends_at_once()
@@ -632,6 +663,7 @@ def test_what_comes_before_drawing_still_does():
     assert generate(flat, tok, "The", repetition_penalty=50.0, **options | few) != tok.decode([fox])*6
 
 
+@needs_bf16
 @pytest.mark.parametrize("family", families)
 def test_a_copy_in_bf16_is_near_keeps_ties_and_needs_no_gradient(family):
     for tied in (False, True):
@@ -653,7 +685,7 @@ def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
         model = llama(num_key_value_heads=heads).train()
         per_token = 2*(2*(2*width**2 + 2*width*16*heads + 3*width*mlp) + vocabulary*width) + 2*4*block*width
         assert training_flops(model, block) == pytest.approx(3*per_token, rel=1e-3) and model.training
-        with torch.autocast("cpu", torch.bfloat16): found = training_flops(model, block)
+        with torch.autocast("cpu", torch.bfloat16, has_bf16("cpu")): found = training_flops(model, block)
         assert found == pytest.approx(3*per_token, rel=1e-3)
     width = 64
     by_hand = 2*(3*12*width**2 + vocabulary*width) + 3*4*block*width
@@ -662,6 +694,7 @@ def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
     assert training_flops(model, block) == 3*by_hand and torch.equal(torch.get_rng_state(), state)
 
 
+@needs_bf16
 def test_the_run_says_how_fast_it_was(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(clm_nb.watch, "matmul_rate", lambda device, dtype: rates.append((device, dtype)) or 1e12)
     rates = []
@@ -743,3 +776,164 @@ def test_a_compiled_model_has_the_losses_of_the_other(tmp_path):
     data = make_blocks()
     plain, compiled = (losses(run(tmp_path/str(on), gpt2(n_layer=1), data, torch_compile=on)) for on in (False, True))
     assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+@pytest.fixture
+def machine(monkeypatch, capsys):
+    "A machine as it is described: `machine(bf16=…, gpu=…, fp16=…, kernels=…)`; `machine.said()` is what the user was told"
+    def forget():
+        for function in (clm_nb.speed._say, clm_nb.speed.cuda_runs, clm_nb.speed._fp16_pays): function.cache_clear()
+    def be(bf16=False, gpu=None, fp16=1.0, error=None):
+        "A GPU by its name; how fast fp16 is beside float32; what the first kernel raises"
+        def run_a_kernel():
+            if error: raise error
+        monkeypatch.setattr(clm_nb.speed, "hardware_has_bf16", lambda device: bf16)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu is not None)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: gpu)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.setattr(clm_nb.speed, "_run_a_kernel", run_a_kernel)
+        monkeypatch.setattr(clm_nb.speed, "matmul_rate", lambda device, dtype: fp16 if dtype == torch.float16 else 1.0)
+        forget()
+    be.said = lambda: capsys.readouterr().err.splitlines()
+    monkeypatch.delenv("CLM_NB_PRECISION", raising=False)
+    forget()
+    yield be
+    forget()
+
+
+def precisions(**given):
+    found = training_settings(**given)
+    return tuple(found[name] for name in ("use_cpu", "bf16", "fp16"))
+
+
+def test_the_hardware_decides_where_and_in_which_precision(machine):
+    for bf16, fp16, expected in ((True, 9, "bf16"), (False, 4.1, "fp16"), (False, 0.9, "float32")):
+        machine(bf16, "Tesla T4", fp16)
+        for _ in range(2): assert device_and_precision() == ("cuda", expected)
+        assert precisions() == (False, expected == "bf16", expected == "fp16")
+        line = f"Tesla T4 has no bf16, and its fp16 is {fp16:.1f} times as fast as its float32: training uses {expected}."
+        assert machine.said() == ([] if bf16 else [line])
+    for bf16 in (True, False):
+        machine(bf16)
+        assert device_and_precision() == ("cpu", "bf16" if bf16 else "float32") and precisions() == (True, bf16, False)
+    assert not machine.said()
+
+
+def test_what_is_asked_for_goes_first_where_the_hardware_has_it(machine):
+    machine(False, "Tesla T4", 4.1)
+    assert precisions(fp16=False) == precisions(bf16=False) == (False, False, False)
+    assert precisions(fp16=True) == (False, False, True) and precisions(use_cpu=True) == (True, False, False)
+    machine(True, "H200")
+    assert precisions(fp16=True) == (False, False, True) and precisions(bf16=False) == (False, False, False)
+    assert precisions(bf16=True) == (False, True, False)
+
+
+def test_a_gpu_without_kernels_is_named_and_the_cpu_taken(machine):
+    missing = RuntimeError("CUDA error: no kernel image is available for execution on the device")
+    machine(False, "Tesla P100-PCIE-16GB", 2.0, missing)
+    for _ in range(2): assert best_device() == "cpu" and precisions() == (True, False, False)
+    (line,) = machine.said()
+    assert "no kernels for this GPU (Tesla P100-PCIE-16GB): the CPU is used" in line
+    machine(True, "H200", error=torch.OutOfMemoryError("CUDA out of memory"))
+    assert best_device() == "cuda" and not machine.said()
+
+
+@pytest.mark.parametrize("gpu", [None, "Tesla T4"])
+def test_bf16_by_name_is_given_or_told_in_one_line(gpu, machine):
+    device, kind = ("cuda", "GPU") if gpu else ("cpu", "CPU")
+    machine(True, gpu)
+    assert grants_bf16(device) and precisions(bf16=True, bf16_full_eval=True) == (not gpu, True, False)
+    assert not machine.said()
+    machine(False, gpu, 4.1)
+    for _ in range(2):
+        settings = training_settings(bf16=True, bf16_full_eval=True)
+        assert not any(settings[name] for name in ("bf16", "bf16_full_eval", "fp16"))
+    assert f"bf16 was asked for, but this {kind} has none: float32 is used." in machine.said()
+    assert grants_bf16("mps")
+
+
+@pytest.mark.parametrize("name", ["fp16", "fp16_full_eval"])
+def test_fp16_on_a_cpu_is_refused_before_any_work(name, machine):
+    machine(True)
+    with pytest.raises(ValueError, match=f"{name}=True takes minutes") as error: training_settings(**{name: True})
+    assert "\n" not in str(error.value)
+    machine(True, "H200")
+    assert training_settings(**{name: True})[name] is True
+    with pytest.raises(ValueError, match=f"{name}=True takes minutes"): training_settings(use_cpu=True, **{name: True})
+
+
+@pytest.mark.parametrize("gpu", [None, "Tesla T4"])
+def test_the_environment_decides(gpu, machine, monkeypatch):
+    device = "cuda" if gpu else "cpu"
+    for asked, bf16, expected in (("float32", True, "float32"), ("float32", False, "float32"), ("bf16", True, "bf16"),
+                                  ("bf16", False, "float32"), ("", True, "bf16")):
+        monkeypatch.setenv("CLM_NB_PRECISION", asked)
+        machine(bf16, gpu, 4.1)
+        for _ in range(2): assert device_and_precision() == (device, expected) and has_bf16(device) is (expected == "bf16")
+        said = machine.said()
+        assert len(said) == (asked == "bf16" and not bf16) and all("CLM_NB_PRECISION=bf16, but" in line for line in said)
+    monkeypatch.setenv("CLM_NB_PRECISION", "float32")
+    machine(True, gpu)
+    assert not grants_bf16(device) and machine.said() == ["bf16 was asked for, but CLM_NB_PRECISION=float32: float32 is used."]
+    monkeypatch.setenv("CLM_NB_PRECISION", "fp8")
+    for ask in (device_and_precision, training_settings, lambda: grants_bf16(device)):
+        with pytest.raises(ValueError, match="CLM_NB_PRECISION=fp8 .* Use float32 or bf16"): ask()
+
+
+class Halves(TorchDispatchMode):
+    "Counts operations that take or make numbers of 16 bits"
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        kinds = {t.dtype for t in tree_leaves((args, kwargs, out)) if torch.is_tensor(t)}
+        self.count += bool(kinds & {torch.bfloat16, torch.float16})
+        return out
+
+
+def in_sight(monkeypatch, mode):
+    "What `stream` does in its thread counts, too"
+    work = clm_nb.generate._Turns.work
+    def watched(self, run):
+        with mode: work(self, run)
+    monkeypatch.setattr(clm_nb.generate._Turns, "work", watched)
+
+
+everything = {
+    "train": lambda path, **how: train(large(), DatasetDict(train=make_blocks(), test=make_blocks()), tokenizer(), path,
+                                       max_steps=1, eval_strategy="steps", eval_steps=1, use_cpu=True, **how),
+    "perplexity": lambda path, **how: perplexity(large(), concatenate_datasets([make_blocks()]*12), **how),
+    "generate": lambda path, **how: generate(large(), tokenizer(), ["The", "def f(x)"], max_new_tokens=4, seed=0, **how),
+    "stream": lambda path, **how: list(stream(large(), tokenizer(), "The", max_new_tokens=4, seed=0, **how)),
+    "fit_batch": lambda path, **how: fit_batch(large(), TrainingArguments(str(path), **training_settings(use_cpu=True, **how)), 8),
+    "find_lr": lambda path, **how: find_lr(large(), DatasetDict(train=make_blocks()), tokenizer(), 1e-5, 1e-3, 20, use_cpu=True, **how),
+    "matmul_rate": lambda path, **how: matmul_rate.__wrapped__("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("what", everything)
+def test_what_is_not_to_be_had_is_never_computed(what, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLM_NB_PRECISION", "float32")
+    asked = [{}] if what == "matmul_rate" else [{}, dict(bf16=True)]
+    for how in asked:
+        with Halves() as seen:
+            in_sight(monkeypatch, seen)
+            everything[what](tmp_path/str(how), **how)
+        assert seen.count == 0
+
+
+@needs_bf16
+@pytest.mark.parametrize("what", everything)
+def test_and_otherwise_it_is(what, tmp_path, monkeypatch):
+    with Halves() as seen:
+        in_sight(monkeypatch, seen)
+        everything[what](tmp_path)
+    assert seen.count > 0
+
+
+def test_no_loss_is_summed_in_fp16(tmp_path):
+    "Where a thousand tokens could overflow"
+    for fp16 in (False, True):
+        args = arguments(tmp_path)
+        args.fp16 = fp16
+        with clm_nb.train._own_loss(gpt2(), args) as fused: assert fused is not fp16

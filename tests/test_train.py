@@ -10,7 +10,7 @@ from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
 from clm_nb.train import CausalTrainer, check_output_dir, digest, load_config, load_model, train, write_run
 from conftest import answer, python, ranks
-from tiny import families, gpt2, llama, tokenizer
+from tiny import families, gpt2, llama, needs_bf16, tokenizer
 
 datasets.disable_progress_bars()
 rng = np.random.default_rng(0)
@@ -224,6 +224,7 @@ def test_evaluation_reports_perplexity_and_tokens_through_the_metric(tmp_path):
     assert trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation").predictions is None  # nothing is kept
 
 
+@needs_bf16
 def test_a_model_trained_in_bf16_computes_in_its_own_precision_again(tmp_path):
     "What is measured on it is what is measured on the saved one, to the last digit; and it may be evaluated again"
     trainer = run(tmp_path/"run", bf16=True)

@@ -10,14 +10,14 @@ from clm_nb.train import load_model
 from clm_nb.watch import LiveTraining, Sampler, Throughput, loss_curve
 from conftest import answer, python, ranks
 from test_train import losses, parameters, run
-from tiny import families, gpt2, tokenizer
+from tiny import bf16_or_not, families, gpt2, tokenizer
 
 datasets.disable_progress_bars()
 prompt = "The quick"
 often = dict(max_steps=6, eval_steps=2, logging_steps=1)
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", bf16_or_not)
 @pytest.mark.parametrize("family", families)
 def test_samples_change_no_bit_of_the_training(family, bf16, tmp_path):
     make = lambda: gpt2(dropout=0.2) if family == "gpt2" else families[family]()
@@ -29,7 +29,7 @@ def test_samples_change_no_bit_of_the_training(family, bf16, tmp_path):
 
 
 @pytest.mark.parametrize("exact_loss", [True, False])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16", bf16_or_not)
 def test_a_sample_is_what_plain_transformers_makes_of_the_checkpoint(bf16, exact_loss, tmp_path):
     trainer = run(tmp_path, sample_prompt=prompt, bf16=bf16, exact_loss=exact_loss, save_strategy="steps", save_steps=2,
                   save_total_limit=9, seed=7, **often)

@@ -1,8 +1,12 @@
 "Tiny random models and tokenizers for the tests: no network, milliseconds to make"
-import torch
+import pytest, torch
 from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from clm_nb.speed import has_bf16
 from clm_nb.tokenize import train_tokenizer
+
+needs_bf16 = pytest.mark.skipif(not has_bf16("cpu"), reason="no bf16 here: this CPU has none, or CLM_NB_PRECISION=float32")
+bf16_or_not = [False, pytest.param(True, marks=needs_bf16)]
 
 texts = ["The quick brown fox jumps over the lazy dog.\nIt wasn't the first time, and won't be the last.",
          "Naïve café: 日本語 🙂. A list of 12,345 numbers (or more).", "def f(x):\n    return x + 1\n"]*3
