@@ -205,7 +205,8 @@ def training_settings(
     "The tutorial's settings, for this machine; whatever you give goes first, if the machine has it"
     device, precision = device_and_precision(kwargs.get("use_cpu", False))
     tutorial = dict(learning_rate=2e-5, weight_decay=0.01, eval_strategy="epoch", num_train_epochs=3)
-    ours = dict(report_to="none", logging_steps=0.01, save_strategy="epoch", save_total_limit=1, use_cpu=device == "cpu",
+    ours = dict(disable_tqdm=False, report_to="none", logging_steps=0.01, save_strategy="epoch", save_total_limit=1,
+                use_cpu=device == "cpu",
                 bf16=precision == "bf16" and not kwargs.get("fp16"),
                 fp16=precision == "fp16" and "bf16" not in kwargs, dataloader_pin_memory=device == "cuda")
     return tutorial | ours | kwargs | _granted(device, kwargs)
