@@ -257,7 +257,7 @@ def train(folder: Path, train_texts: pa.Table, test_texts: pa.Table):
     (folder/"README.md").write_text(card(figures), encoding="utf-8")
 
 
-def try_others(folder: Path, train_texts: pa.Table, test_texts: pa.Table, steps: int = 250):
+def try_others(folder: Path, train_texts: pa.Table, test_texts: pa.Table, steps: int = 100):
     "Other shapes and optimisers over the first steps of the same data, each with a schedule of its own"
     tokenizer = load_tokenizer(folder)
     stream, test = token_stream(train_texts, tokenizer), token_stream(test_texts, tokenizer)
