@@ -167,11 +167,11 @@ _before_drawing = {"min_new_tokens", "repetition_penalty", "no_repeat_ngram_size
                    "logits_processor", "stopping_criteria", "stop_strings", "use_cache"}  # options that don't ask how to draw
 
 
-def _quick_draw(options: dict) -> dict:
-    "The same options for `clean_config`, drawing by `_draw_from_top` where that is all that is asked for"
+def _quick_draw(options: dict) -> dict | None:
+    "The same options for `clean_config`, drawing by `_draw_from_top`; None where more than that is asked for"
     how = {name: options[name] for name in ("temperature", "top_k", "top_p")}
     others = set(options) - set(how) - {"max_new_tokens", "do_sample", "num_beams"}
-    if not options["do_sample"] or options["num_beams"] > 1 or not options["top_k"] or others - _before_drawing: return options
+    if not options["do_sample"] or options["num_beams"] > 1 or not options["top_k"] or others - _before_drawing: return None
     return options | dict(do_sample=False, logits_processor=[*(options.get("logits_processor") or []), _draw_from_top(**how)])
 
 # %% ../nbs/07_generate.ipynb #3217ab5f
@@ -214,12 +214,14 @@ def _goes_on_in_bf16(model):
 class _Job:
     "Checked prompts and options, ready to run"
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
-        from clm_nb.speed import bf16_pays, grants_bf16, keep_freed_memory
+        from clm_nb.speed import bf16_pays, grants_bf16, keep_freed_memory, packing_pays
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
+        quick = None if bf16 is False else _quick_draw(options)
+        self.config, self.kwargs = clean_config(model, tokenizer, **quick or options)
+        self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
         bf16 = bf16 and grants_bf16(model.device.type)
-        self.config, self.kwargs = clean_config(model, tokenizer, **_quick_draw(options) if bf16 else options)
-        self.rows = [prompt_ids(tokenizer, p) for p in prompts]
+        self.packed = bool(quick) and not (bf16 or wrapped) and packing_pays(model, len(prompts), self.config.max_new_tokens)
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)
         if model.device.type == "cpu": keep_freed_memory()
         self.model, self.tokenizer, self.bf16 = model, tokenizer, bf16
@@ -227,7 +229,8 @@ class _Job:
     def run(self, **kwargs):
         "(prompts, new) ids; the model's own `generation_config` is set aside in a shallow copy"
         import copy
-        model = copy.copy(self.model)
+        from clm_nb.speed import with_packed_output
+        model = with_packed_output(self.model, len(self.rows)) if self.packed else copy.copy(self.model)
         if self.bf16: model.forward = _goes_on_in_bf16(self.model)
         model.generation_config = self.config
         inputs = left_padded(self.rows, self.config.pad_token_id, self.model.device)

@@ -6,8 +6,9 @@ Docs: https://clm-nb.github.io/clm_nb/speed.html.md"""
 
 # %% auto #0
 __all__ = ['precision_asked', 'hardware_has_bf16', 'has_bf16', 'grants_bf16', 'cuda_runs', 'best_device', 'device_and_precision',
-           'bf16_pays', 'in_bf16', 'keep_freed_memory', 'linear_cross_entropy', 'linear_losses', 'output_layer',
-           'fused_loss', 'loss_forward', 'training_flops', 'matmul_rate']
+           'bf16_pays', 'in_bf16', 'PackedLinear', 'packing_pays', 'with_packed_output', 'keep_freed_memory',
+           'linear_cross_entropy', 'linear_losses', 'output_layer', 'fused_loss', 'loss_forward', 'training_flops',
+           'matmul_rate']
 
 # %% ../nbs/04b_speed.ipynb #67647e71
 import os, sys, time, torch
@@ -131,6 +132,51 @@ def in_bf16(
     new = copy.deepcopy(model, {id(p): half(p) for p in model.parameters()})
     dense = lambda layer, args: tuple(a.clone(memory_format=torch.contiguous_format) for a in args)
     if layer := new.get_output_embeddings(): layer.register_forward_pre_hook(dense)
+    return new
+
+# %% ../nbs/04b_speed.ipynb #3c94f7b5
+class PackedLinear(torch.nn.Module):
+    "What stands for a linear layer that gets the same number of rows again and again"
+    def __init__(self,
+        layer, # a `torch.nn.Linear` on a CPU, in float32
+        rows: int, # how many
+    ):
+        super().__init__()
+        self.rows, self.linear = rows, layer
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), rows)
+
+    def forward(self, x):
+        if x.shape[:-1].numel() != self.rows:
+            return self.linear(x)
+        flat = x.reshape(self.rows, -1)
+        out = torch.ops.mkl._mkl_linear(flat, self.packed, self.linear.weight, self.linear.bias, self.rows)
+        return out.view(*x.shape[:-1], -1)
+
+
+def packing_pays(
+    model, # a causal language model
+    rows: int, # prompts at a time
+    tokens: int, # to be generated for each
+) -> bool:
+    "Whether `with_packed_output` can be had here, and gives back more time than it takes"
+    layer = model.get_output_embeddings()
+    if type(layer) is not torch.nn.Linear or layer not in model.children():
+        return False
+    weight = layer.weight
+    has_mkl = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+    return (has_mkl and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= 2**24
+            and rows > 1 and tokens >= 32)
+
+
+def with_packed_output(
+    model, # one for which `packing_pays`
+    rows: int, # prompts at a time
+): # a shallow copy
+    "The model with an output layer that is quick for so many rows"
+    import copy
+    layer = model.get_output_embeddings()
+    new = copy.copy(model)
+    new._modules = {name: PackedLinear(layer, rows) if part is layer else part for name, part in model._modules.items()}
     return new
 
 # %% ../nbs/04b_speed.ipynb #75899605

@@ -65,11 +65,21 @@ def test_seed_repeats_the_text_and_leaves_the_random_state_alone():
     assert generate(model, tok, "The", seed=1) == first != generate(model, tok, "The", seed=2)
 
 
-def test_seed_gives_what_torch_manual_seed_gives_plain_transformers():
-    model, tok = gpt2(), tokenizer()
+def test_with_bf16_off_a_seed_gives_what_torch_manual_seed_gives_plain_transformers():
+    model, tok, options = gpt2(), tokenizer(), dict(max_new_tokens=40, seed=5, return_full_text=False)
     torch.manual_seed(5)
     theirs = plain(model, tok, "The", max_new_tokens=40, do_sample=True, top_k=50, top_p=0.95)
-    assert generate(model, tok, "The", max_new_tokens=40, seed=5, return_full_text=False) == theirs
+    assert generate(model, tok, "The", bf16=False, **options) == theirs
+    assert "".join(stream(model, tok, "The", bf16=False, max_new_tokens=40, seed=5)) == theirs
+    assert generate(model, tok, "The", **options) != theirs  # other random numbers
+
+
+@pytest.mark.parametrize("options", [dict(top_k=0), dict(min_p=0.05), dict(typical_p=0.9)], ids=str)
+def test_what_the_quick_draw_does_not_know_is_drawn_as_transformers_does(options):
+    model, tok = gpt2(), tokenizer()
+    torch.manual_seed(5)
+    theirs = plain(model, tok, "The", max_new_tokens=40, do_sample=True, **dict(top_k=50, top_p=0.95) | options)
+    assert generate(model, tok, "The", max_new_tokens=40, seed=5, return_full_text=False, **options) == theirs
 
 
 def test_no_seed_draws_from_the_callers_state():

@@ -15,7 +15,8 @@ from clm_nb.generate import generate, sampling_probabilities, stream
 from clm_nb.perplexity import perplexity
 from clm_nb.lr_finder import find_lr
 from clm_nb.speed import (bf16_pays, best_device, device_and_precision, fused_loss, grants_bf16, has_bf16, in_bf16,
-                          linear_cross_entropy, linear_losses, matmul_rate, output_layer, training_flops)
+                          linear_cross_entropy, linear_losses, matmul_rate, output_layer, packing_pays, training_flops,
+                          with_packed_output)
 from clm_nb.tokenize import choose_encoder, tokenize_batch, tokenizer_json
 from clm_nb.train import fit_batch, train, training_settings
 from tiny import bf16_or_not, families, gpt2, llama, needs_bf16, texts, tokenizer
@@ -556,8 +557,9 @@ def test_large_models_draw_from_a_bf16_copy_and_stay_as_they_are(fast_bf16, coun
     counted.calls.clear()
     for one in (dict(bf16=False), dict(do_sample=False), dict(do_sample=False, num_beams=2)):
         generate(model, tok, "The", max_new_tokens=3, **one)
-    generate(gpt2(), tok, "The", max_new_tokens=3)
     assert not counted.calls
+    generate(gpt2(), tok, "The", max_new_tokens=3)
+    assert counted.calls == dict(_draw_from_top=1)
 
 
 @needs_bf16
@@ -604,19 +606,19 @@ def test_greedy_and_beams_of_a_large_model_are_those_of_transformers(beams, fast
     assert generate(model, tok, "The quick", **options) == tok.decode(theirs, skip_special_tokens=True)
 
 
-@needs_bf16
+@pytest.mark.parametrize("bf16", [None, pytest.param(True, marks=needs_bf16)])
 @pytest.mark.parametrize("options,quick", [
     ({}, True), (dict(top_p=1.0, temperature=0.3), True), (dict(repetition_penalty=1.5), True),
     (dict(min_new_tokens=2), True), (dict(bad_words_ids=[[5]]), True), (dict(no_repeat_ngram_size=2), True),
     (dict(logits_processor=[]), True), (dict(logits_processor=None), True), (dict(top_k=10**6), True),
     (dict(top_k=0), False), (dict(min_p=0.1), False), (dict(typical_p=0.5), False), (dict(num_beams=2), False),
     (dict(do_sample=False), False), (dict(eta_cutoff=1e-3), False), (dict(renormalize_logits=True), False)])
-def test_only_what_the_quick_draw_knows_goes_that_way(options, quick, counted):
+def test_only_what_the_quick_draw_knows_goes_that_way(options, quick, bf16, counted):
     for module, name in ((clm_nb.generate, "_draw_from_top"), (clm_nb.speed, "in_bf16")): counted(module, name)
     model, tok = gpt2(), tokenizer()
-    texts = generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=True, seed=1, **options)
-    assert counted.calls == dict(in_bf16=1) | (dict(_draw_from_top=1) if quick else {}) and len(texts) == 2
-    assert texts == generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=True, seed=1, **options)
+    texts = generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=bf16, seed=1, **options)
+    assert counted.calls == (dict(in_bf16=1) if bf16 else {}) | (dict(_draw_from_top=1) if quick else {}) and len(texts) == 2
+    assert texts == generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=bf16, seed=1, **options)
 
 
 @pytest.mark.parametrize("options", [(1.0, 50, 0.95), (0.6, 20, 0.8), (1.4, 5, 1.0), (1.0, 400, 0.9), (1.0, 1000, 1.0),
@@ -640,9 +642,9 @@ def ends_at_once():
     return model
 
 
-@needs_bf16
-def test_what_comes_before_drawing_still_does():
-    tok, options = tokenizer(), dict(bf16=True, max_new_tokens=6, seed=1, return_full_text=False)
+@pytest.mark.parametrize("bf16", [None, pytest.param(True, marks=needs_bf16)])
+def test_what_comes_before_drawing_still_does(bf16):
+    tok, options = tokenizer(), dict(bf16=bf16, max_new_tokens=6, seed=1, return_full_text=False)
     model = ends_at_once()
     likeliest = (model.lm_head.weight @ model.transformer.ln_f.bias).topk(3).indices.tolist()
     assert likeliest[0] == 0 and generate(model, tok, "The", **options) == ""
@@ -677,6 +679,48 @@ def test_a_copy_in_bf16_is_near_keeps_ties_and_needs_no_gradient(family):
         assert [b.dtype for b in half.buffers()] == [b.dtype for b in model.buffers()]
         a, b = half(ids).logits.float(), model(ids).logits
         assert (a - b).norm() < 0.05*b.norm() and model.lm_head.weight.requires_grad is False
+
+
+needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
+
+
+@needs_mkl
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("family", families)
+def test_a_packed_output_layer_multiplies_as_the_layer_does_and_shares_the_rest(family, bias):
+    model, ids = families[family](), torch.arange(20).view(4, 5)
+    if bias: model.lm_head.bias = torch.nn.Parameter(torch.randn(400))
+    layer, before, with_hooks = model.lm_head, parameters(model).clone(), dict(logits_to_keep=1)
+    packed = with_packed_output(model, 4)
+    with torch.no_grad():
+        for rows in (4, 2):  # as many as it is packed for, and others
+            torch.testing.assert_close(packed(ids[:rows], **with_hooks).logits, model(ids[:rows], **with_hooks).logits)
+        assert packed(ids).logits.shape == (4, 5, 400)
+    assert model.lm_head is layer and packed.base_model is model.base_model and torch.equal(parameters(model), before)
+
+
+def wide(**kwargs): return gpt2(vocab_size=2**18, n_embd=64, n_layer=1, **kwargs)  # an output layer of 2**24 weights
+
+
+def test_packing_pays_for_several_prompts_a_large_layer_and_many_tokens():
+    class Scaled(torch.nn.Linear): pass
+    large, odd = wide(), wide()
+    odd.lm_head.__class__ = Scaled
+    assert packing_pays(large, 16, 100) is torch.backends.mkl.is_available()
+    for model, rows, tokens in ((large, 1, 100), (large, 16, 10), (gpt2(), 16, 100), (odd, 16, 100), (large.bfloat16(), 16, 100)):
+        assert not packing_pays(model, rows, tokens)
+
+
+@needs_mkl
+def test_several_prompts_are_drawn_with_a_packed_output_layer(monkeypatch, counted):
+    monkeypatch.setenv("CLM_NB_PRECISION", "float32")
+    counted(clm_nb.speed, "with_packed_output")
+    model, tok, options = wide(), tokenizer(), dict(max_new_tokens=32, seed=1)
+    def draw(how): return generate(model, tok, ["The", "def f(x)"], **options | how)
+    assert draw({}) == draw({}) and counted.calls == dict(with_packed_output=2)
+    for how in (dict(bf16=False), dict(do_sample=False), dict(top_k=0), dict(max_new_tokens=8)): draw(how)
+    generate(model, tok, "The", **options)
+    assert counted.calls == dict(with_packed_output=2) and type(model.lm_head) is torch.nn.Linear
 
 
 def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
