@@ -96,19 +96,24 @@ def command(only: str, scale: float) -> str:
     return " ".join(["make bench", *([f"ONLY={only}"] if only else []), *([f"SCALE={scale:g}"] if scale != 1 else [])])
 
 
+def where(results: dict) -> str:
+    "The machine, in a few words"
+    m = results["machine"]
+    kinds = {"bf16": "with bf16", "float32": "without bf16"}
+    held = ", ".join(f"{name}={value}" for name, value in m.get("limits", {}).items())
+    parts = [f"{m['cores']} cores of {m['cpu']}", kinds.get(m.get("kind")), held and f"kept from it by {held}",
+             m["memory"] and f"{m['memory']} GiB", m["gpu"] or "no GPU", m["system"]]
+    return ", ".join(filter(None, parts))
+
+
 def markdown(results: dict) -> str:
     "RESULTS.md"
     m, real = results["machine"], results["real_data"]
-    memory = m["memory"] and f"{m['memory']} GiB"
-    kinds = {"bf16": "with bf16", "float32": "without bf16"}
-    held = ", ".join(f"{name}={value}" for name, value in m.get("limits", {}).items())
-    parts = [f"{m['cores']} cores of {m['cpu']}", kinds.get(m.get("kind")), held and f"kept from it by {held}", memory,
-             m["gpu"] or "no GPU", m["system"]]
     found = ", ".join(f"{name} {v}" if v else f"{name} not installed" for name, v in m["versions"].items())
     text, pictures = [header, "", "# Side by side", ""], any(ratio_rows(results))
     command = f"`{results['command']}`{' with CLM_NB_TEST_DATA' if real else ''}"
     commit = f", commit {m['commit']}" if m["commit"] else ""
-    text += [f"{command}, {results['date']}, {results['minutes']:.1f} minutes, on {', '.join(filter(None, parts))}; "
+    text += [f"{command}, {results['date']}, {results['minutes']:.1f} minutes, on {where(results)}; "
              f"Python {m['python']}, {found}{commit}.", ""]
     if pictures: text += ["![How many times better than each peer](ratios.png)", ""]
     for name, group in results["groups"].items():

@@ -336,7 +336,7 @@ def main(
         if given.command not in ("app", "cache") and not {"-h", "--help"} & set(rest):
             with waiting("Loading PyTorch and transformers", given.command in ("demo", "train")):
                 _quiet()
-                import clm_nb.core
+                import clm_nb.core  # now, while the terminal says what takes so long
         _commands[given.command](rest)
     except KeyboardInterrupt: return print("\nclm_nb: interrupted", file=sys.stderr) or 130
     except (ValueError, OSError, RuntimeError, TypeError) as e:

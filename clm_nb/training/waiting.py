@@ -34,13 +34,9 @@ def waiting(
     show: bool = True, # False: nothing is written
     stream: TextIO | None = None, # where to; None: the standard error
 ) -> Iterator[None]:
-    "Inside, a terminal shows what is being done and for how long; a log gets one line"
+    "Inside, a terminal shows what is being done, and for how long"
     stream = stream or sys.stderr
-    if not show or "ipykernel" in sys.modules:
-        yield
-        return
-    if not stream.isatty():
-        print(what, "…", file=stream, flush=True)
+    if not show or "ipykernel" in sys.modules or not stream.isatty():
         yield
         return
     done, start = Event(), perf_counter()
