@@ -10,16 +10,18 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lab docs bench prepare pictures lock
+.PHONY: help demo test lab docs bench prepare pictures lock base base-texts
 
 help:
 	@echo "make demo     fine-tune a small model on this machine: no account or GPU, no network beyond the installation"
 	@echo "make test     execute every notebook and run the tests"
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make docs     build the docs site into _docs (with Quarto; without it, a plain preview)"
-	@echo "make bench    measure clm_nb and its peers side by side into benchmarks/RESULTS.md (SCALE=2: more; ONLY=generation: one group)"
+	@echo "make bench    measure clm_nb and its peers side by side into benchmarks/KIND/RESULTS.md (SCALE=2: more; ONLY=generation: one group)"
 	@echo "make prepare  after editing notebooks: export the modules, clean the notebooks, write README.md"
 	@echo "make pictures take the pictures of the pages anew, in headless Chromium (NAMES='report explorer': these)"
+	@echo "make base     make the shipped base model again, into clm_nb/base (about an hour)"
+	@echo "make base-texts  make again what it reads, tools/base/texts.parquet, from the releases of five projects"
 	@echo "make lock     write constraints.txt from the newest versions that settings.ini allows"
 	@echo "Each makes $(VENV) when it is missing, with PYTHON=$(PYTHON)."
 
@@ -30,8 +32,7 @@ demo: $(VENV)/runtime.stamp
 test: $(VENV)/dev.stamp
 	@echo "== test 1/3: modules, notebooks and README.md are up to date with each other"
 	@$(BIN)/python -m pytest -q tests/test_uptodate.py
-	@echo "== test 2/3: every notebook, top to bottom (before them the embedded model, where it isn't there yet)"
-	@$(BIN)/python -c 'from clm_nb.train import load_model; load_model("python-docs-gpt2")'
+	@echo "== test 2/3: every notebook, top to bottom"
 	@OMP_NUM_THREADS=1 $(BIN)/nbdev-test --n-workers 2 --do-print --timing
 	@echo "== test 3/3: what crosses stages or processes"
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/test_uptodate.py tests
@@ -58,6 +59,14 @@ prepare: $(VENV)/dev.stamp
 pictures: $(VENV)/dev.stamp
 	@echo "== pictures: into nbs/images/, a few minutes"
 	@$(BIN)/python tools/pictures.py $(NAMES)
+
+base: $(VENV)/dev.stamp
+	@echo "== base: the base model, from tools/base/texts.parquet into clm_nb/base"
+	@$(BIN)/python tools/base/model.py
+
+base-texts: $(VENV)/dev.stamp
+	@echo "== base-texts: from the releases into tools/base/texts.parquet, a few minutes"
+	@$(BIN)/python tools/base/texts.py
 
 lock:
 	@echo "== lock: installing '.[dev,app,bench]' into a new environment and writing constraints.txt"

@@ -279,11 +279,8 @@ def case_startup(variant: str, repeats: int = 1):
 
 # The demo
 
-def case_demo(variant: str, pretrain: bool = False):
-    "Where the seconds of `finetune()` go. pretrain: in an empty cache, so that the embedded model is made as well"
-    import subprocess
-    made = "from clm_nb.core import load_model; load_model('python-docs-gpt2')"
-    if not pretrain: subprocess.run([sys.executable, "-c", made], check=True, capture_output=True)
+def case_demo(variant: str):
+    "Where the seconds of `finetune()` go"
     stages, depth, start = {}, [], time.perf_counter()
     with timed(stages, "import"): from clm_nb import core
 
@@ -300,9 +297,8 @@ def case_demo(variant: str, pretrain: bool = False):
                 depth.pop()
         setattr(core, name, stage)
 
-    loads_model = "load the model" + (" (pre-trains it)" if pretrain else "")
     for name, labels in dict(load_tokenizer=["load the tokenizer"], load_corpus=["load the corpus"], flatten=["flatten"],
-                             tokenize=["tokenize"], group=["group"], load_model=[loads_model],
+                             tokenize=["tokenize"], group=["group"], load_model=["load the model"],
                              perplexity=["perplexity before", "perplexity after"], train=["train"],
                              generate=["sample before", "sample after"], finish=["write the run"]).items():
         watch(name, labels)

@@ -80,12 +80,14 @@ def train_with_trainer(model, blocks, tokenizer, output_dir, callback, settings:
 
 
 def train_with_sft(model, blocks, tokenizer, output_dir, callback, settings: dict):
-    "TRL's `SFTTrainer` with its defaults and packing"
+    "TRL's `SFTTrainer` with its defaults and packing; without its bf16 where a CPU would have to imitate that"
     import torch
+    from clm_nb.speed import has_bf16
     from datasets import Features, List, Value
     from trl import SFTConfig, SFTTrainer
     length, rows = len(blocks["train"][0]["input_ids"]), blocks["train"].cast(Features(input_ids=List(Value("int64"))))
     no_gpu = not torch.cuda.is_available()  # its bf16 asks that this is said
+    if no_gpu and not has_bf16("cpu"): settings = settings | dict(bf16=False)
     args = SFTConfig(output_dir, packing=True, max_length=length, use_cpu=no_gpu, report_to="none",
                      disable_tqdm=True, **settings)
     SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[callback]).train()

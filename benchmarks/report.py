@@ -100,7 +100,10 @@ def markdown(results: dict) -> str:
     "RESULTS.md"
     m, real = results["machine"], results["real_data"]
     memory = m["memory"] and f"{m['memory']} GiB"
-    parts = [f"{m['cores']} cores of {m['cpu']}", memory, m["gpu"] or "no GPU", m["system"]]
+    kinds = {"bf16": "with bf16", "float32": "without bf16"}
+    held = ", ".join(f"{name}={value}" for name, value in m.get("limits", {}).items())
+    parts = [f"{m['cores']} cores of {m['cpu']}", kinds.get(m.get("kind")), held and f"kept from it by {held}", memory,
+             m["gpu"] or "no GPU", m["system"]]
     found = ", ".join(f"{name} {v}" if v else f"{name} not installed" for name, v in m["versions"].items())
     text, pictures = [header, "", "# Side by side", ""], any(ratio_rows(results))
     command = f"`{results['command']}`{' with CLM_NB_TEST_DATA' if real else ''}"
@@ -123,7 +126,7 @@ def how(real: bool) -> str:
     "The method, in a few sentences"
     texts = "real answers" if real else "the standard library's own documentation"
     return f"""Each number is the median of its runs; a ratio above 1 says that ours is better. Every run is a new process with
-empty caches (only the embedded corpus, tokenizer and model are there); ours and the peers take turns. Imports and the
+empty caches (only the embedded corpus is there); ours and the peers take turns. Imports and the
 making of models and tokenizers are outside of the time, except in the start-up, the demo, and where the line says so.
 Generation, perplexity and training are warmed up: a short call before, or the first two steps left out.
 

@@ -1,7 +1,8 @@
 """Ours and the peers side by side: `make bench`, or `python benchmarks/run.py --only generation --out runs/bench`.
 
 Every measurement is a process of its own (`cases.py`) with caches of its own; ours and the peers take turns. RESULTS.md,
-its pictures and results.json come from one run, and only from it."""
+its pictures and results.json come from one run, and only from it. They lie in a folder for each kind of machine: `bf16`
+and `float32` for CPUs with and without bf16, `gpu`."""
 import argparse, json, os, shutil, signal, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +14,8 @@ import report
 from report import row
 from clm_nb.load import cache_dir
 
-limit = 3600  # seconds for one process, before it counts as failed
-made = ("corpus", "tokenizers", "models")  # parts of clm_nb's cache that the embedded corpus and model need
+limit = 600  # seconds for one process, before it counts as failed
+made = ("corpus",)  # the part of clm_nb's cache that the embedded corpus needs
 
 
 # One measurement
@@ -103,6 +104,12 @@ def side_by_side(case: str, variants: dict, each: dict | None = None, **options)
 
 # What is compared: each group gives rows for the table
 
+def goal(bf16: float | None, float32: float | None) -> float | None:
+    "The target on this kind of machine"
+    from clm_nb.speed import device_and_precision
+    return float32 if device_and_precision()[1] == "float32" else bf16
+
+
 def preprocessing(scale: float, work: Path):
     "Records → flatten → tokenize → group → blocks on disk"
     peers = {"tutorial": ("the tutorial's code, num_proc=4", 40), "run_clm": ("run_clm.py's way, 2 processes", 20),
@@ -144,13 +151,13 @@ trainers = {"trainer": "Trainer, its defaults", "sft": "TRL SFTTrainer, its defa
 def training(scale: float, work: Path):
     "Tokens per second at equal loss"
     for model, name, target, times, steps, options in (
-            ("distilgpt2", "distilgpt2's shape, 8 x 128", 2.7, 1, 6, dict(held_out=16, points=2)),
-            ("embedded", "the embedded model, 8 x 128", 1.7, 2, 40, dict(learning_rate=3e-4))):
+            ("distilgpt2", "distilgpt2's shape, 8 x 128", goal(2.7, 1), 1, 6, dict(held_out=16, points=2)),
+            ("embedded", "the embedded model, 8 x 128", goal(1.7, 1), 2, 40, dict(learning_rate=3e-4))):
         runs = side_by_side("train", dict(ours=2, trainer=times, sft=1), model=model,
                             steps=max(4, round(steps*scale)), **options)
         for peer, called in trainers.items():
-            goal = target if peer == "trainer" else None
-            yield row(name, called, runs["ours"], runs[peer], "tokens_per_second", "tokens/s", "higher", goal)
+            aim = target if peer == "trainer" else None
+            yield row(name, called, runs["ours"], runs[peer], "tokens_per_second", "tokens/s", "higher", aim)
         for peer, called in trainers.items():
             yield row(f"{name}: held-out loss", called, runs["ours"], runs[peer], "loss", "nats", "equal",
                       0.01 if peer == "trainer" else None)
@@ -172,7 +179,7 @@ def perplexities(scale: float, work: Path):
         variants, blocks = dict(ours=2, trainer=2, float32=1), max(8, round(blocks*scale))
         runs = side_by_side("perplexity", variants, model=model, blocks=blocks)
         what = f"{name}, {report.median(runs['ours'], 'blocks'):.0f} blocks of 128"
-        yield row(what, "Trainer.evaluate, its defaults", runs["ours"], runs["trainer"], target=2)
+        yield row(what, "Trainer.evaluate, its defaults", runs["ours"], runs["trainer"], target=goal(2, 1))
         for peer, called, target in (("float32", "plain float32 PyTorch", 0.001), ("trainer", "Trainer.evaluate", None)):
             yield row(f"{what}: the figure", called, runs["ours"], runs[peer], "perplexity", "", "equal", target)
 
@@ -185,11 +192,11 @@ def generation(scale: float, work: Path):
     runs = side_by_side("generate", dict(ours=2, pipeline=1, pipeline_batched=1, generate=1), new=new,
                         each=dict(pipeline_batched=dict(repeats=2), generate=dict(repeats=2)))
     for peer, called in names.items():
-        goal = 8 if peer == "pipeline" else None
-        yield row(f"16 prompts, {new} tokens each", called, runs["ours"], runs[peer], target=goal)
+        aims = {"pipeline": goal(8, None), "pipeline_batched": goal(None, 2)}
+        yield row(f"16 prompts, {new} tokens each", called, runs["ours"], runs[peer], target=aims.get(peer))
     runs = side_by_side("generate", dict.fromkeys(["ours", "pipeline", "generate"], 2), prompts=1, new=new, repeats=2)
     for peer, called in (("pipeline", "pipeline"), ("generate", "model.generate")):
-        yield row(f"one prompt, {new} tokens", called, runs["ours"], runs[peer], target=1.7)
+        yield row(f"one prompt, {new} tokens", called, runs["ours"], runs[peer], target=goal(1.7, 1))
     what, called = "the first token of one prompt", "model.generate(max_new_tokens=1)"
     yield row(what, called, runs["ours"], runs["generate"], "first", target=1)
 
@@ -207,12 +214,8 @@ def startup(scale: float, work: Path):
 def demo(scale: float, work: Path):
     "Where the seconds of `clm_nb demo` go"
     runs = side_by_side("demo", dict(ours=1))
-    yield row("the demo", "", runs["ours"], [], better="below")
+    yield row("the demo", "", runs["ours"], [], better="below", target=goal(25, 60))
     yield report.stages("the demo", runs["ours"])
-    if scale > 1:
-        runs = side_by_side("demo", dict(ours=1), cached=(), pretrain=True)
-        yield row("the demo on a new machine, pre-training and all", "", runs["ours"], [], better="below")
-        yield report.stages("the demo on a new machine", runs["ours"])
 
 
 groups = dict(preprocessing=preprocessing, training=training, perplexity=perplexities, generation=generation,
@@ -232,8 +235,23 @@ def machine() -> dict:
     gpu = said("nvidia-smi", "--query-gpu=name", "--format=csv,noheader") if shutil.which("nvidia-smi") else ""
     memory = round(os.sysconf("SC_PAGE_SIZE")*os.sysconf("SC_PHYS_PAGES")/2**30) if hasattr(os, "sysconf") else None
     commit = said("git", "-C", here, "rev-parse", "--short", "HEAD") if shutil.which("git") else ""
-    return dict(cpu=cpu, cores=cores, memory=memory, gpu=gpu.strip() or None, system=platform.platform(terse=True),
+    return dict(cpu=cpu, cores=cores, memory=memory, gpu=gpu.strip() or None, kind=kind(gpu), limits=limits(),
+                system=platform.platform(terse=True),
                 python=platform.python_version(), commit=commit.strip() or None, versions=versions())
+
+
+def kind(gpu: str) -> str: # "gpu", "bf16" or "float32"
+    "The kind of machine, which is the name of the folder for its results"
+    from clm_nb.speed import has_bf16
+    if gpu:
+        return "gpu"
+    return "bf16" if has_bf16("cpu") else "float32"
+
+
+def limits() -> dict:
+    "What was set to keep a CPU from what it has"
+    names = ("CLM_NB_PRECISION", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
+    return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def versions() -> dict:
@@ -249,18 +267,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Measure clm_nb and its peers side by side")
     parser.add_argument("--only", default="", help=f"groups, comma-separated: {', '.join(groups)}, gpu")
     parser.add_argument("--scale", type=float, default=1, help="multiplies records, steps, blocks and tokens")
-    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/, for --only runs/bench")
+    parser.add_argument("--out", type=Path, help="folder; default: benchmarks/KIND, for --only runs/bench")
     args = parser.parse_args(argv)
     facts, start = machine(), time.perf_counter()
     known = groups | dict(gpu=on_a_gpu)
     chosen = args.only.split(",") if args.only else [*groups] + ["gpu"]*bool(facts["gpu"])
     if unknown := set(chosen) - set(known):
         parser.error(f"unknown group {sorted(unknown)[0]!r}. Groups: {', '.join(known)}")
-    print("The embedded model, made where it isn't there yet", flush=True)
-    with tempfile.TemporaryDirectory() as tmp:
-        code = "from clm_nb.core import load_model; load_model('python-docs-gpt2'); print('{}')"
-        prepared = answer([sys.executable, "-c", code], os.environ | dict(PYTHONPATH=str(here.parent)), Path(tmp))
-    if "error" in prepared: raise SystemExit(f"The embedded model can't be made: {prepared['error']}")
     date = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
     results = dict(date=date, command=report.command(args.only, args.scale),
                    real_data=bool(os.environ.get("CLM_NB_TEST_DATA")), machine=facts, groups={})
@@ -271,7 +284,7 @@ def main(argv=None):
             rows = list(known[name](args.scale, Path(work)))
         results["groups"][name] = dict(title=known[name].__doc__, rows=rows, minutes=(time.perf_counter() - began)/60)
     results["minutes"] = (time.perf_counter() - start)/60
-    folder = args.out or (here.parent/"runs/bench" if args.only else here)
+    folder = args.out or (here.parent/"runs/bench" if args.only else here/facts["kind"])
     report.write(results, folder)
     print(f"\n{report.markdown(results)}\nWritten to {folder}")
 

@@ -13,6 +13,7 @@ __all__ = ['DataArguments', 'ModelArguments', 'ScratchArguments', 'GenerateArgum
 import argparse, json, sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from .training.waiting import waiting
 
 # %% ../nbs/10_cli.ipynb #9f37c518
 def _arg(help: str, default=None, **kwargs): return field(default=default, metadata={"help": help, **kwargs})
@@ -332,7 +333,10 @@ def main(
     for name in _commands: commands.add_parser(name, help=_about[name], add_help=False)
     given, rest = parser.parse_known_args(argv)
     try:
-        if given.command not in ("app", "cache") and not {"-h", "--help"} & set(rest): _quiet()
+        if given.command not in ("app", "cache") and not {"-h", "--help"} & set(rest):
+            with waiting("Loading PyTorch and transformers", given.command in ("demo", "train")):
+                _quiet()
+                import clm_nb.core
         _commands[given.command](rest)
     except KeyboardInterrupt: return print("\nclm_nb: interrupted", file=sys.stderr) or 130
     except (ValueError, OSError, RuntimeError, TypeError) as e:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
-from transformers import GPT2Config
 from .app import *
 from .baselines import *
 from .batch_view import *
@@ -36,6 +34,7 @@ from .tokenize import *
 from .train import *
 from .watch import *
 from .widgets import *
+from .training.waiting import StageTimes
 
 # %% ../nbs/09_core.ipynb #7927e3e3
 _stages = ("load", "flatten", "tokenize", "group", "blocks_view", "collate", "batch_view", "speed", "watch", "train", "lr_finder",
@@ -147,8 +146,7 @@ def _names(model_name_or_path, config_name, tokenizer_name) -> tuple:
 
 def _check_names(model_name, config_name, tokenizer, block_size: int, prompt: str, revision, token) -> float:
     "An early error where the model isn't there or doesn't fit; how many tokens of its context the prompt leaves"
-    if model_name == "python-docs-gpt2": config = GPT2Config(**embedded_shape, bos_token_id=None, eos_token_id=None)
-    else: config = load_config(model_name or config_name, tokenizer if config_name else None, revision, token)
+    config = load_config(model_name or config_name, tokenizer if config_name else None, revision, token)
     check_fit(config, block_size, tokenizer)
     context, length = context_length(config) or float("inf"), len(tokenizer(prompt, verbose=False).input_ids)
     if length < context: return context - length
@@ -169,13 +167,6 @@ def _check_data(blocks, expected: dict):
                              "has changed. Restore it, or train anew without --from_run.")
 
 # %% ../nbs/09_core.ipynb #fae421f3
-class _Clock(dict):
-    "What was done → seconds since the note before"
-    def __init__(self): self.last = perf_counter()
-
-    def note(self, what: str): self[what], self.last = perf_counter() - self.last, perf_counter()
-
-
 _drawn = dict(temperature=0.6, top_k=50, top_p=0.95)  # how samples are drawn
 
 # %% ../nbs/09_core.ipynb #8d7e65eb
@@ -211,29 +202,26 @@ def finetune(
     room = _check_names(model_name, config_name, tokenizer, block_size, prompt or "", revision, token)
     data["dataset_revision"] = _pinned(dataset_name, "dataset", data.get("dataset_revision"), token)
     make = lambda: load_model(model_name, config_name, tokenizer=tokenizer, seed=seed, revision=revision, token=token)
-    if data.get("isolate_documents") and model_name != "python-docs-gpt2": check_isolation(make())  # before the data is read
-    clock, ledger = _Clock(), Ledger()
-    blocks = prepare(dataset_name, tokenizer, block_size=block_size, seed=seed, token=token, ledger=ledger, **data)
-    _check_data(blocks, data_digest or {})
-    clock.note("data")
-    model = make()
-    clock.note("model")
+    if data.get("isolate_documents"): check_isolation(make())  # before the data is read
+    times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
+    with times.stage("data", "Reading the corpus and cutting it into blocks"):
+        blocks = prepare(dataset_name, tokenizer, block_size=block_size, seed=seed, token=token, ledger=ledger, **data)
+        _check_data(blocks, data_digest or {})
+    with times.stage("model", "Loading the model"): model = make()
     prompt = prompt or tokenizer.decode(blocks["test"][0]["input_ids"][:8], skip_special_tokens=True) or " "
     length = int(min(max_new_tokens, room - 8))
     look = lambda: (perplexity(model, blocks["test"], tokenizer),
                     generate(model, tokenizer, prompt, length, seed=seed, **_drawn))
-    before, sample_before = look()
-    clock.note("before")
+    with times.stage("before", "Measuring the model before training"): before, sample_before = look()
     source = dict(dataset_name=_named(dataset_name), model_name_or_path=_named(model_name), config_name=_named(config_name),
                   tokenizer_name=_named(tokenizer_name), revision=revision, data=data, prompt=prompt,
                   max_new_tokens=max_new_tokens, exact_loss=exact_loss)
-    trainer = train(model, blocks, tokenizer, output_dir, check_ledger(ledger), source, exact_loss=exact_loss, push=False,
-                    seed=seed, resume_from_checkpoint=resume_from_checkpoint,
-                    sample_prompt=None if args.fsdp or args.deepspeed else prompt, **training_args)
-    clock.note("training")
-    after, sample = look()
-    clock.note("after")
-    run = Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before, sample, clock)
+    with times.stage("training"):
+        trainer = train(model, blocks, tokenizer, output_dir, check_ledger(ledger), source, exact_loss=exact_loss, push=False,
+                        seed=seed, resume_from_checkpoint=resume_from_checkpoint,
+                        sample_prompt=None if args.fsdp or args.deepspeed else prompt, **training_args)
+    with times.stage("after", "Measuring the model after training"): after, sample = look()
+    run = Run(Path(output_dir), model, tokenizer, trainer, blocks, ledger, before, after, prompt, sample_before, sample, times)
     return finish(run, make)
 
 # %% ../nbs/09_core.ipynb #e3ce703a
@@ -309,9 +297,7 @@ def finish(
         write_run(run.output_dir, before=run.before.to_dict(), after=run.after.to_dict(), seconds=run.seconds,
                   samples=dict(prompt=run.prompt, before=run.sample_before, after=run.sample))
         write_card(run.output_dir)
-        start = perf_counter()
-        write_report(run.output_dir, run_views(run, make_base))
-        run.seconds["report"] = perf_counter() - start
+        with run.seconds.stage("report", "Writing the report"): write_report(run.output_dir, run_views(run, make_base))
         write_run(run.output_dir, seconds=run.seconds)
     if run.trainer.args.push_to_hub: run.trainer.push_to_hub()
     return run

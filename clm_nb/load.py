@@ -119,7 +119,7 @@ def made_by(
 
 # %% ../nbs/00_load.ipynb #d68d3fec
 _tag = "Signature: 8a477f597d28d172789f06886806bc55\n# A cache of clm_nb; `clm_nb cache --clear` empties it.\n"
-_kinds = ("corpus", "tokenizers", "tokens", "blocks", "models")
+_kinds = ("corpus", "tokens", "blocks", "models")
 
 
 def cache_folder(

@@ -369,10 +369,12 @@ def _bar(state):
     "The line in a terminal"
     from tqdm import tqdm
     form = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} steps, {elapsed}, {remaining} left{postfix}"
-    return tqdm(total=state.max_steps, initial=state.global_step, bar_format=form, dynamic_ncols=True)
+    wait = 0.1 if sys.stderr.isatty() else 10  # seconds between two lines: a log file keeps every one
+    return tqdm(total=state.max_steps, initial=state.global_step, bar_format=form, dynamic_ncols=True, mininterval=wait,
+                maxinterval=max(wait, 10))
 
 
 def _tell(bar, figures: dict[str, str]):
     "Put figures behind the line"
     parts = (f"{value} {name}" if name == "tokens/s" else f"{name} {value}" for name, value in figures.items())
-    bar.set_postfix_str(", ".join(parts))
+    bar.set_postfix_str(", ".join(parts), refresh=sys.stderr.isatty())

@@ -17,8 +17,11 @@ class LiveView:
     "A view with its ipywidgets container in `ui`: live in a running notebook, the HTML of `_repr_html_` elsewhere"
     def _repr_mimebundle_(self, include=None, exclude=None):
         from clm_nb.train import notebook_shell
-        if notebook_shell() == "live": return self.ui._repr_mimebundle_(include=include, exclude=exclude)
-        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+        text = {"text/plain": repr(self)}
+        if notebook_shell() != "live":
+            return text | {"text/html": self._repr_html_()}
+        view = {"model_id": self.ui.model_id, "version_major": 2, "version_minor": 0}
+        return text | {"application/vnd.jupyter.widget-view+json": view}
 
 # %% ../nbs/08_widgets.ipynb #97a84333
 @dataclass

@@ -284,8 +284,9 @@ def test_every_page_opens_in_colab(nb, pages):
     place = f"{ini['user']}/{ini['repo']}/blob/{ini['branch']}/{ini['nbs_path']}/{nb.as_posix()}"
     url = f"https://colab.research.google.com/github/{place}"
     assert f"[Open in Colab]({url})" in docs.markdowns(pages[nb])[:3], "run `make prepare`"
-    install, = [c for c in nbformat.read(root/"nbs"/nb, as_version=4).cells if "-e /content ]" in c.source]
-    assert ini["git_url"] in install.source and "#| eval: false" in install.source
+    install, = [c for c in nbformat.read(root/"nbs"/nb, as_version=4).cells if "%pip install" in c.source]
+    assert install.source == docs.install_cell() and ini["git_url"] in install.source
+    assert "#| eval: false" in install.source and "#| hide" in install.source
 
 
 # The plain preview

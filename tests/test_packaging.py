@@ -2,7 +2,7 @@
 import ast, builtins, configparser, email, importlib, importlib.metadata, os, re
 import subprocess, symtable, sys, tarfile, tomllib, zipfile
 
-import pytest, yaml
+import nbformat, pytest, yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -52,7 +52,8 @@ def test_one_version(ini):
 
 
 def test_constraints_pin_every_requirement(ini):
-    pinned, kinds = pins(), ("requirements", "dev_requirements", "app_requirements", "bench_requirements")
+    pinned, kinds = pins(), [key for key in ini if key == "requirements" or key.endswith("_requirements")]
+    assert len(kinds) == 5
     for req in (Requirement(o) for key in kinds for o in lines(ini[key])):
         pin = pinned[canonicalize_name(req.name)]
         spec, = pin.specifier
@@ -100,10 +101,11 @@ def test_wheel_metadata(ini, wheel):
     reqs = list(map(Requirement, meta.get_all("Requires-Dist")))
     expected = lambda key: {str(Requirement(o)) for o in lines(ini[key])}
     assert {str(r) for r in reqs if not r.marker} == expected("requirements")
-    extras = ("dev", "app", "bench")
+    extras = ("nb", "dev", "app", "bench")
     for extra in extras:
         found = {str(r).partition(";")[0].strip() for r in reqs if str(r.marker) == f'extra == "{extra}"'}
-        assert found == expected(f"{extra}_requirements")
+        opened = expected("nb_requirements") if extra == "dev" else set() # whoever develops opens the notebooks
+        assert found == expected(f"{extra}_requirements") | opened
     assert {str(r.marker) for r in reqs if r.marker} == {f'extra == "{extra}"' for extra in extras}
     entry = configparser.ConfigParser()
     entry.read(info/"entry_points.txt")
@@ -168,6 +170,26 @@ def test_modules_import_only_what_running_installs(ini):
         if top in sys.stdlib_module_names or top == ini["lib_name"]: continue
         there = with_app if path == "app.py" else runtime
         assert {canonicalize_name(o) for o in dists[top]} & there, f"{path}: {name} is no requirement in settings.ini"
+
+
+def imported(source):
+    "The top-level names of the packages that a code cell imports, but for the standard library's."
+    tree = ast.parse(re.sub(r"^\s*[%!].*$", "", source, flags=re.M))
+    names = [a.name for o in ast.walk(tree) if isinstance(o, ast.Import) for a in o.names]
+    names += [o.module for o in ast.walk(tree) if isinstance(o, ast.ImportFrom) and not o.level]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+
+def test_notebooks_import_only_what_the_nb_extra_installs(ini):
+    "What a reader runs, the exercises too; cells that are exported are the modules', and tested above."
+    there = closure(lines(ini["requirements"]) + lines(ini["nb_requirements"]))
+    dists = importlib.metadata.packages_distributions() | {ini["lib_name"]: [], "report": []}  # benchmarks/report.py
+    for path in (root/"nbs").rglob("*.ipynb"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code" or cell.id == "colab-install" or cell.source.startswith("#| export"): continue
+            for name in imported(cell.source):
+                found = {canonicalize_name(o) for o in dists[name]}
+                assert not found or found & there, f"{path.name}: {name} is not in nb_requirements"
 
 
 def global_names(table):

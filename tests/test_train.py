@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, T
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
-from clm_nb.train import CausalTrainer, MuonAdamW, check_output_dir, digest, load_config, load_model, train, write_run
+from clm_nb.train import CausalTrainer, check_output_dir, digest, load_config, load_model, train, write_run
 from conftest import answer, python, ranks
 from tiny import families, gpt2, llama, needs_bf16, tokenizer
 
@@ -357,14 +357,3 @@ def test_a_model_from_a_config_takes_over_the_vocabulary_and_the_seed(tmp_path):
         assert (config.vocab_size, config.eos_token_id, config.pad_token_id) == (len(tokenizer()), 0, None)
         assert torch.equal(parameters(first), parameters(again))
         assert not torch.equal(parameters(first), parameters(other))
-
-
-def test_the_schedule_reaches_both_parts_of_the_two_part_optimizer(tmp_path):
-    "accelerate replaces an optimizer's param_groups; parts that step on the old ones would never slow down"
-    model = gpt2()
-    optimizer = MuonAdamW(model, lr=1e-2, adamw_lr=1e-3)
-    used = []
-    for part in optimizer.parts:
-        part.register_step_pre_hook(lambda part, *_: used.append(part.param_groups[0]["lr"]))
-    run(tmp_path/"run", model, optimizer=optimizer, lr_scheduler_type="linear", warmup_steps=0)
-    assert np.allclose(used, [1e-2, 1e-3, 1e-2*2/3, 1e-3*2/3, 1e-2/3, 1e-3/3])

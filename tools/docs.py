@@ -1,10 +1,11 @@
 """The docs, with or without Quarto.
 
 python tools/docs.py readme [--check]  README.md and its pictures, from nbs/index.ipynb
-python tools/docs.py colab [--check]   the Colab link, and the cell that installs clm_nb there, in every notebook
+python tools/docs.py colab [--check]   the Colab link, and the cell that installs clm_nb where it's missing, in every notebook
 python tools/docs.py site [--plain]    the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
 """
 import argparse, html, os, re, shutil, subprocess, sys, tempfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat, yaml
@@ -13,6 +14,7 @@ from nbdev.config import get_config, nbpath2html
 
 root = Path(__file__).resolve().parents[1]
 pictures = "nbs/images" # where README.md's pictures lie
+on_gpu = ["05_train.ipynb", "09_core.ipynb", "tutorials/quickstart.ipynb"] # pages that train: Colab gives them a GPU
 
 
 # The sources: notebooks, and what nbdev makes of them
@@ -72,12 +74,52 @@ def colab_url(
     return f"https://colab.research.google.com/github/{path}"
 
 
+# The install cell. NEEDED and SOURCE are filled in from settings.ini.
+install = """#| hide
+#| eval: false
+# Installs clm_nb where it is missing: on Colab or Kaggle, in conda, in VS Code. Elsewhere it does nothing.
+import sys
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from IPython.core.error import UsageError
+
+there = packages_distributions()
+if not {NEEDED} <= there.keys():
+    loaded = {d: version(d) for m in sys.modules if m[0] != "_" for d in there.get(m, [])}
+    clone = [p for p in (Path.cwd(), *Path.cwd().parents) if (p/"clm_nb/_modidx.py").exists()]
+    github = "SOURCE"
+    source = f'-e "{clone[0]}[nb]"' if clone else f'"{github}"'
+    beside = " ".join({"gradio", "diffusers"} & there.keys())  # Colab's: pip keeps what they need
+    %pip install -q {source} {beside}
+    sys.path += map(str, clone)  # only the next kernel finds the clone by itself
+    if old := [d for d in loaded if version(d) != loaded[d]]:
+        again = "Restart the kernel (in Colab: the session), then run all cells"
+        raise UsageError(f"{again}: it still has the old {', '.join(old)}.")"""
+
+
+def install_cell() -> str: # a code cell's source
+    "What makes a notebook run wherever it is opened."
+    cfg = get_config(root)
+    ini = ConfigParser(delimiters="=")
+    ini.read(root/"settings.ini", encoding="utf-8")
+    extra = [re.match(r"[\w-]+", line)[0] for line in ini["DEFAULT"]["nb_requirements"].split()]
+    needed = ", ".join(f'"{name}"' for name in [cfg.lib_name, *extra])
+    source = f"{cfg.lib_name}[nb] @ {cfg.git_url}/archive/{cfg.branch}.zip" # needs no git, unlike git+https
+    return install.replace("NEEDED", needed).replace("SOURCE", source)
+
+
 def colab_cells(
     nb: Path, # a notebook, relative to the folder of notebooks
 ) -> tuple[str, str]: # a Markdown cell's and a code cell's source
-    "The two cells that follow a notebook's title: the link, and what installs clm_nb once it is followed."
-    install = f'![ -e /content ] && pip install -q "git+{get_config(root).git_url}"  # on Colab only'
-    return f"[Open in Colab]({colab_url(nb)})", f"#| hide\n#| eval: false\n{install}"
+    "The two cells that follow a notebook's title: the link, and what installs clm_nb where it is missing."
+    return f"[Open in Colab]({colab_url(nb)})", install_cell()
+
+
+def colab_metadata(
+    nb: Path, # a notebook, relative to the folder of notebooks
+) -> dict: # entries of the notebook's metadata
+    "What a notebook asks of Colab: a GPU where it trains."
+    return {"accelerator": "GPU", "colab": {"gpuType": "T4"}} if nb.as_posix() in on_gpu else {}
 
 
 def after_title(nb) -> int:
@@ -86,20 +128,25 @@ def after_title(nb) -> int:
 
 
 def has_colab(path: Path, nbs: Path) -> bool:
-    "Whether the cells after a notebook's title are `colab_cells`."
+    "Whether the cells after a notebook's title are `colab_cells`, and its metadata `colab_metadata`."
+    name = path.relative_to(nbs)
     i = after_title(nb := read_nb(path))
-    return tuple(c.source.strip() for c in nb.cells[i:i+2]) == colab_cells(path.relative_to(nbs))
+    asked = {k: v for k, v in nb.metadata.items() if k in ("accelerator", "colab")}
+    cells = tuple(c.source.strip() for c in nb.cells[i:i+2])
+    return cells == colab_cells(name) and asked == colab_metadata(name)
 
 
 def add_colab(path: Path, nbs: Path) -> None:
-    "Put `colab_cells` after a notebook's title, in place of any that were there."
+    "Put `colab_cells` after a notebook's title, in place of any that were there, and `colab_metadata` into its metadata."
     nb, cells = read_nb(path), colab_cells(path.relative_to(nbs))
-    old = lambda c: c.source.startswith("[Open in Colab](") or "-e /content ]" in c.source
+    old = lambda c: c.source.startswith("[Open in Colab](") or "-e /content ]" in c.source or c.get("id") == "colab-install"
     nb.cells = [c for c in nb.cells if not old(c)]
     new = [mk_cell(src, kind) for src, kind in zip(cells, ("markdown", "code"))]
     for name, cell in zip(("colab-link", "colab-install"), new): cell["id"] = name
     i = after_title(nb)
     nb.cells[i:i] = new
+    for key in ("accelerator", "colab"): nb.metadata.pop(key, None)
+    nb.metadata.update(colab_metadata(path.relative_to(nbs)))
     write_nb(nb, path)
 
 
