@@ -165,7 +165,7 @@ def packing_pays(
     weight = layer.weight
     has_mkl = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
     return (has_mkl and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= 2**24
-            and rows > 1 and tokens >= 32)
+            and rows > 1 and tokens >= 64)
 
 
 def with_packed_output(
