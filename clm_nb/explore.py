@@ -94,7 +94,8 @@ def distribution(
     scores = sampling_scores(logits[None], temperature, top_k, top_p)[0]
     before, tempered = (sampling_scores(logits[None], t, 0, 1.0)[0].softmax(-1) for t in (1.0, temperature))
     after, kept, top = scores.softmax(-1), scores.isfinite(), before.topk(min(n, len(before))).indices
-    ids, mass = top.tolist(), min(float(tempered[kept].double().sum()), 1.0)
+    tempered, ids = tempered.double(), top.tolist()
+    mass = float(tempered[kept].sum()/tempered.sum())
     return Distribution([token_label(tokenizer, i) for i in ids], ids, before[top].tolist(), after[top].tolist(),
                         int(kept.sum()), (~kept[top]).tolist(), mass, _entropy(before), _entropy(after))
 
