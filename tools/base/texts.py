@@ -75,7 +75,8 @@ def render(
     "The documentation of a release as plain text, a file a page"
     folder, first_page, suffix = documentation[release.name]
     settings = Path(tempfile.mkdtemp())  # its own want extensions of its own; what those add is left out
-    (settings/"conf.py").write_text(f"root_doc = {first_page!r}\nsource_suffix = {{{suffix!r}: 'restructuredtext'}}\n")
+    (settings/"conf.py").write_text(f"root_doc = {first_page!r}\nsource_suffix = {{{suffix!r}: 'restructuredtext'}}\n"
+                                    f"today = 'Nov 29, 2026'\n")  # a page of Django's shows the date of its rendering
     subprocess.run([bin/"sphinx-build", "-Q", "-j", "2", "-c", settings, "-b", "text", "-d", tempfile.mkdtemp(),
                     release/folder, to], check=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
 
