@@ -17,9 +17,10 @@ embedded = """
 import datasets
 from clm_nb.tokenize import load_tokenizer
 from clm_nb.train import embedded_run, load_model
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 datasets.disable_progress_bars()
 disable_progress_bar()
+set_verbosity_error()
 models = {"base": load_model("python-docs-gpt2"), "fine-tuned": load_model(embedded_run())}
 tokenizer = load_tokenizer("python-docs-gpt2")
 """
