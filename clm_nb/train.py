@@ -467,6 +467,6 @@ def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` re
     base, tokenizer = load_model("python-docs-gpt2"), load_tokenizer("python-docs-gpt2")
     blocks = group(tokenize(flatten(load_corpus("python-docs")), tokenizer), context_length(base.config))
     weights = hashlib.sha256((base_model_folder()/"model.safetensors").read_bytes()).hexdigest()
-    key = fingerprint("run", 3, weights, blocks["train"]._fingerprint, embedded_finetuning)
+    key = fingerprint("run", 3, weights, device_and_precision()[1], blocks["train"]._fingerprint, embedded_finetuning)
     settings = embedded_finetuning | dict(sample_prompt='The "with" statement', save_strategy="no", disable_tqdm=bool(notebook_shell()))
     return made_once("models", key, lambda folder: train(base, blocks, tokenizer, folder, **settings))
