@@ -267,7 +267,7 @@ def items(part):
 def test_every_page_is_in_the_sidebar_once():
     listed = [Path(o) for o in items(quarto["website"]["sidebar"]["contents"]) if isinstance(o, str)]
     assert sorted(listed) == sorted(notebooks)
-    assert [name for name, _ in docs.sidebar()] == ["Start", "Stages", "Play", "Library"]
+    assert [name for name, _ in docs.sidebar()] == ["Start", "Stages", "Play", "Under the hood", "Library"]
 
 
 def test_every_navbar_entry_exists():
