@@ -1,4 +1,4 @@
-"""Which learning rate? One sweep over all of them tells, in less time than one trial would take
+"""Which learning rate? One sweep over all of them tells, in two hundred steps at most
 
 Docs: https://clm-nb.github.io/clm_nb/lr_finder.html.md"""
 
