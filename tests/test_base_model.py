@@ -135,4 +135,4 @@ def test_fine_tuning_leaves_base_and_fivegram_behind():
     blocks = prepare("python-docs", tokenizer)
     counted = baselines(blocks, len(tokenizer), orders=(5,))["5-gram"].perplexity
     before, after = (perplexity(load_model(name), blocks["test"]).perplexity for name in ("python-docs-gpt2", embedded_run()))
-    assert after < 0.8*before and after < 0.6*counted
+    assert after < 0.85*before and after < 0.6*counted
