@@ -19,7 +19,7 @@ from clm_nb.speed import (bf16_pays, best_device, device_and_precision, fused_lo
                           with_packed_output)
 from clm_nb.tokenize import choose_encoder, tokenize_batch, tokenizer_json
 from clm_nb.train import fit_batch, train, training_settings
-from tiny import bf16_or_not, families, gpt2, llama, needs_bf16, texts, tokenizer
+from tiny import Seen, bf16_or_not, families, gpt2, llama, needs_bf16, texts, tokenizer
 
 datasets.disable_progress_bars()
 rng = np.random.default_rng(0)
@@ -36,18 +36,6 @@ def counted(monkeypatch):
         monkeypatch.setattr(module, name, spy)
     count.calls = Counter()
     return count
-
-
-class Seen(TorchDispatchMode):
-    "(type, shape) of every tensor that an operation makes inside"
-    def __init__(self):
-        super().__init__()
-        self.tensors = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        self.tensors |= {(t.dtype, tuple(t.shape)) for t in tree_leaves(out) if torch.is_tensor(t)}
-        return out
 
 
 def small_parts(monkeypatch, tokens, rows=10**9):

@@ -1,5 +1,7 @@
 "Tiny random models and tokenizers for the tests: no network, milliseconds to make"
 import pytest, torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from clm_nb.speed import has_bf16
@@ -37,3 +39,15 @@ def llama(**kwargs):
 
 
 families = {"gpt2": gpt2, "llama": llama}
+
+
+class Seen(TorchDispatchMode):
+    "(type, shape) of every tensor that an operation makes inside"
+    def __init__(self):
+        super().__init__()
+        self.tensors = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        out = operation(*args, **(kwargs or {}))
+        self.tensors |= {(t.dtype, tuple(t.shape)) for t in tree_leaves(out) if torch.is_tensor(t)}
+        return out
