@@ -6,13 +6,14 @@ Docs: https://clm-nb.github.io/clm_nb/generate.html.md"""
 
 # %% auto #0
 __all__ = ['prompt_ids', 'left_padded', 'stop_ids', 'clean_config', 'own_rng', 'sampling_scores', 'sampling_probabilities',
-           'generate', 'stream', 'NextTokens', 'next_tokens']
+           'roomy_layer', 'roomy_cache', 'generate', 'stream', 'NextTokens', 'next_tokens']
 
 # %% ../nbs/07_generate.ipynb #84d5adfd
-import math, threading
+import inspect, math, threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from queue import SimpleQueue
 from .perplexity import evaluating
@@ -153,10 +154,12 @@ def sampling_probabilities(
     return sampling_scores(logits, temperature, top_k, top_p).softmax(-1)
 
 # %% ../nbs/07_generate.ipynb #e5efc0ef
-def _draw_from_top(temperature: float, top_k: int, top_p: float):
-    "A logits processor that draws: the token drawn is left with 0, all others with -inf"
+def _draw_from_top(temperature: float, top_k: int, top_p: float, stop: list[int], first_stop: int):
+    "A logits processor that draws: the token drawn is left with 0, all others with -inf; no `stop` before `first_stop` tokens"
     import torch
     def draw(input_ids, scores):
+        if input_ids.shape[1] < first_stop:
+            scores[:, stop] = -math.inf
         likeliest, ids = scores.float().topk(min(top_k, scores.shape[-1]))
         drawn = torch.multinomial(sampling_probabilities(likeliest, temperature, top_p=top_p), 1)
         return torch.full_like(scores, -math.inf).scatter_(1, ids.gather(1, drawn), 0)
@@ -167,12 +170,52 @@ _before_drawing = {"min_new_tokens", "repetition_penalty", "no_repeat_ngram_size
                    "logits_processor", "stopping_criteria", "stop_strings", "use_cache"}  # options that don't ask how to draw
 
 
-def _quick_draw(options: dict) -> dict | None:
-    "The same options for `clean_config`, drawing by `_draw_from_top`; None where more than that is asked for"
-    how = {name: options[name] for name in ("temperature", "top_k", "top_p")}
-    others = set(options) - set(how) - {"max_new_tokens", "do_sample", "num_beams"}
-    if not options["do_sample"] or options["num_beams"] > 1 or not options["top_k"] or others - _before_drawing: return None
-    return options | dict(do_sample=False, logits_processor=[*(options.get("logits_processor") or []), _draw_from_top(**how)])
+def _draws_quickly(options: dict) -> bool:
+    "Whether these options for `clean_config` ask for no more than `_draw_from_top` does"
+    others = set(options) - {"max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p"}
+    return bool(options["do_sample"] and options["num_beams"] == 1 and options["top_k"] and others <= _before_drawing)
+
+# %% ../nbs/07_generate.ipynb #c0a1e5d3
+@lru_cache
+def roomy_layer() -> type:
+    "A layer of a cache that grows in place"
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        room = None  # tensors for keys and values, longer than what is in them
+
+        def update(self, key_states, value_states, *args, **kwargs):
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            old = self.get_seq_length()
+            new = old + key_states.shape[-2]
+            if self.room is None or new > self.room[0].shape[-2] or self.keys.data_ptr() != self.room[0].data_ptr():
+                self.make_room(key_states, value_states, old, max(2*old, new + 64))
+            for room, states in zip(self.room, (key_states, value_states)):
+                room[..., old:new, :] = states
+            self.keys, self.values = (room[..., :new, :] for room in self.room)
+            return self.keys, self.values
+
+        def make_room(self, key_states, value_states, old, length):
+            self.room = [x.new_empty(*x.shape[:-2], length, x.shape[-1]) for x in (key_states, value_states)]
+            if old:
+                for room, known in zip(self.room, (self.keys, self.values)):
+                    room[..., :old, :] = known
+
+    return RoomyLayer
+
+
+def roomy_cache(model) -> dict: # an argument of `model.generate`; {}: this model keeps other things than keys and values
+    "A cache that grows in place"
+    from transformers import Cache, DynamicCache
+    from transformers.cache_utils import DynamicLayer
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return {}
+    usual = DynamicCache(config=model.config).layers
+    if not usual or any(type(layer) is not DynamicLayer for layer in usual):
+        return {}
+    return dict(past_key_values=Cache(layers=[roomy_layer()() for _ in usual]))
+
 
 # %% ../nbs/07_generate.ipynb #3217ab5f
 def _cache_layers(arguments: dict) -> list:
@@ -184,7 +227,7 @@ def _cache_layers(arguments: dict) -> list:
 def _only_keys_and_values(layers: list) -> bool:
     "Whether nothing else is kept of the tokens that were read"
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, roomy_layer()) for layer in layers)
 
 
 def _goes_on_in_bf16(model):
@@ -216,25 +259,35 @@ class _Job:
     def __init__(self, model, tokenizer, prompts: list[str], bf16: bool | None, **options):
         from clm_nb.speed import bf16_pays, grants_bf16, keep_freed_memory, packing_pays
         wrapped = "forward" in vars(model)  # e.g. in training: a copy would go on calling the original
-        quick = None if bf16 is False else _quick_draw(options)
-        self.config, self.kwargs = clean_config(model, tokenizer, **quick or options)
+        quick = bf16 is not False and _draws_quickly(options)
+        self.config, self.kwargs = clean_config(model, tokenizer, **options | (dict(do_sample=False) if quick else {}))
         self.rows = [prompt_ids(tokenizer, p) for p in prompts]
         if bf16 is None: bf16 = options["do_sample"] and bf16_pays(model) and not wrapped
         bf16 = bf16 and grants_bf16(model.device.type)
-        self.packed = bool(quick) and not (bf16 or wrapped) and packing_pays(model, len(prompts), self.config.max_new_tokens)
+        self.packed = quick and not (bf16 or wrapped) and packing_pays(model, len(prompts), self.config.max_new_tokens)
         _check_room(model, max(map(len, self.rows)), self.config.max_new_tokens)
         if model.device.type == "cpu": keep_freed_memory()
+        if quick: self.draw_quickly(**{name: options[name] for name in ("temperature", "top_k", "top_p")})
         self.model, self.tokenizer, self.bf16 = model, tokenizer, bf16
+        self.roomy = quick and len(prompts) > 1 and options.get("use_cache", True)
+
+    def draw_quickly(self, **how):
+        "In the place of `transformers`, which would forbid an early stop in a copy of all scores"
+        first_stop = max(map(len, self.rows)) + (self.config.min_new_tokens or 0)
+        self.config.min_new_tokens = None
+        draw = _draw_from_top(**how, stop=self.config.eos_token_id or [], first_stop=first_stop)
+        self.kwargs["logits_processor"] = [*(self.kwargs.get("logits_processor") or []), draw]
 
     def run(self, **kwargs):
         "(prompts, new) ids; the model's own `generation_config` is set aside in a shallow copy"
         import copy
-        from clm_nb.speed import with_packed_output
-        model = with_packed_output(self.model, len(self.rows)) if self.packed else copy.copy(self.model)
+        from clm_nb.speed import with_packed_layers
+        model = with_packed_layers(self.model, len(self.rows)) if self.packed else copy.copy(self.model)
         if self.bf16: model.forward = _goes_on_in_bf16(self.model)
         model.generation_config = self.config
+        cache = roomy_cache(self.model) if self.roomy else {}
         inputs = left_padded(self.rows, self.config.pad_token_id, self.model.device)
-        out = model.generate(**inputs, generation_config=self.config, **self.kwargs, **kwargs)
+        out = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
         return out[:, inputs["input_ids"].shape[1]:]
 
     def text(self, row: int, new_ids) -> str:

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/speed.html.md"""
 
 # %% auto #0
 __all__ = ['precision_asked', 'hardware_has_bf16', 'has_bf16', 'grants_bf16', 'cuda_runs', 'best_device', 'device_and_precision',
-           'bf16_pays', 'in_bf16', 'PackedLinear', 'packing_pays', 'with_packed_output', 'keep_freed_memory',
+           'bf16_pays', 'in_bf16', 'PackedLinear', 'packing_pays', 'with_packed_layers', 'keep_freed_memory',
            'linear_cross_entropy', 'linear_losses', 'output_layer', 'fused_loss', 'loss_forward', 'training_flops',
            'matmul_rate']
 
@@ -138,19 +138,36 @@ def in_bf16(
 class PackedLinear(torch.nn.Module):
     "What stands for a linear layer that gets the same number of rows again and again"
     def __init__(self,
-        layer, # a `torch.nn.Linear` on a CPU, in float32
+        layer, # a `torch.nn.Linear`, or `transformers`' `Conv1D`, on a CPU, in float32
         rows: int, # how many
     ):
         super().__init__()
         self.rows, self.linear = rows, layer
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(layer.weight.detach(), rows)
+        weight = layer.weight.detach()
+        self.outputs_first = weight if isinstance(layer, torch.nn.Linear) else weight.t().contiguous()
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.outputs_first, rows)
+
+    @property
+    def weight(self):
+        return self.linear.weight
+
+    @property
+    def bias(self):
+        return self.linear.bias
 
     def forward(self, x):
         if x.shape[:-1].numel() != self.rows:
             return self.linear(x)
         flat = x.reshape(self.rows, -1)
-        out = torch.ops.mkl._mkl_linear(flat, self.packed, self.linear.weight, self.linear.bias, self.rows)
+        out = torch.ops.mkl._mkl_linear(flat, self.packed, self.outputs_first, self.bias, self.rows)
         return out.view(*x.shape[:-1], -1)
+
+
+def _packable(model) -> dict: # name → module
+    "The linear layers of a model that `PackedLinear` can stand for"
+    from transformers.pytorch_utils import Conv1D
+    return {name: layer for name, layer in model.named_modules()
+            if type(layer) in (torch.nn.Linear, Conv1D) and layer.weight.dtype == torch.float32}
 
 
 def packing_pays(
@@ -158,26 +175,25 @@ def packing_pays(
     rows: int, # prompts at a time
     tokens: int, # to be generated for each
 ) -> bool:
-    "Whether `with_packed_output` can be had here, and gives back more time than it takes"
-    layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear or layer not in model.children():
-        return False
-    weight = layer.weight
+    "Whether `with_packed_layers` can be had here, and gives back more time than it takes"
     has_mkl = torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
-    return (has_mkl and weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= 2**24
-            and rows > 1 and tokens >= 64)
+    if not has_mkl or model.device.type != "cpu" or rows < 2 or tokens < 64:
+        return False
+    weights = sum(layer.weight.numel() for layer in _packable(model).values())
+    return 2**24 <= weights <= 2**29  # it takes as much memory again
 
 
-def with_packed_output(
+def with_packed_layers(
     model, # one for which `packing_pays`
     rows: int, # prompts at a time
-): # a shallow copy
-    "The model with an output layer that is quick for so many rows"
+): # a model that shares its parameters and buffers
+    "The model with linear layers that are quick for so many rows"
     import copy
-    layer = model.get_output_embeddings()
-    new = copy.copy(model)
-    new._modules = {name: PackedLinear(layer, rows) if part is layer else part for name, part in model._modules.items()}
+    new = copy.deepcopy(model, {id(x): x for x in (*model.parameters(), *model.buffers())})
+    for name, layer in _packable(new).items():
+        new.set_submodule(name, PackedLinear(layer, rows))
     return new
+
 
 # %% ../nbs/04b_speed.ipynb #75899605
 def keep_freed_memory():

@@ -167,7 +167,7 @@ def check_isolation(
 
 # %% ../nbs/05_train.ipynb #24b3f631
 embedded_finetuning = dict(learning_rate=5e-4, warmup_steps=0.05, weight_decay=0.1, per_device_train_batch_size=8,
-                           num_train_epochs=1.5)
+                           num_train_epochs=1)
 
 
 _short_rows = dict(attn_implementation="eager")  # faster on a CPU than sdpa, at 128 tokens

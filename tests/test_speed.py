@@ -14,9 +14,9 @@ from clm_nb.collate import BlockRows, CausalCollator
 from clm_nb.generate import generate, sampling_probabilities, stream
 from clm_nb.perplexity import perplexity
 from clm_nb.lr_finder import find_lr
-from clm_nb.speed import (bf16_pays, best_device, device_and_precision, fused_loss, grants_bf16, has_bf16, in_bf16,
+from clm_nb.speed import (PackedLinear, bf16_pays, best_device, device_and_precision, fused_loss, grants_bf16, has_bf16, in_bf16,
                           linear_cross_entropy, linear_losses, matmul_rate, output_layer, packing_pays, training_flops,
-                          with_packed_output)
+                          with_packed_layers)
 from clm_nb.tokenize import choose_encoder, tokenize_batch, tokenizer_json
 from clm_nb.train import fit_batch, train, training_settings
 from tiny import Seen, bf16_or_not, families, gpt2, llama, needs_bf16, texts, tokenizer
@@ -615,11 +615,36 @@ def test_the_quick_draw_draws_what_sampling_probabilities_says(options):
     torch.manual_seed(0)
     logits = 2*torch.randn(400)
     expected = sampling_probabilities(logits[None], *options)[0].double()
-    scores = clm_nb.generate._draw_from_top(*options)(None, logits.expand(20_000, 400))
+    draw = clm_nb.generate._draw_from_top(*options, stop=[], first_stop=0)
+    scores = draw(torch.zeros(20_000, 3), logits.expand(20_000, 400))
     assert scores.shape == (20_000, 400) and (scores.isfinite().sum(1) == 1).all()
     found = scores.isfinite().double().mean(0)
     assert ((found - expected).abs() <= 4.5*(expected*(1 - expected)/20_000).sqrt()).all()
     assert not found[expected == 0].any()
+
+
+@pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(min_new_tokens=70)])
+@pytest.mark.parametrize("kind", kept)
+def test_a_cache_with_room_to_spare_changes_no_token_whatever_a_model_keeps(kind, options, monkeypatch):
+    model, tok, prompts = kept[kind](), tokenizer(), ["The quick brown fox jumps", "def"]
+    def draw(): return generate(model, tok, prompts, max_new_tokens=80, seed=1, **options)
+    assert bool(clm_nb.generate.roomy_cache(model)) is (kind in ("keys and values", "grouped"))
+    text = draw()
+    monkeypatch.setattr(clm_nb.generate, "roomy_cache", lambda model: {})
+    assert draw() == text
+
+
+def test_a_roomy_layer_keeps_what_it_is_given_through_every_change():
+    from transformers.cache_utils import DynamicLayer
+    plain, roomy, rng = DynamicLayer(), clm_nb.generate.roomy_layer()(), torch.Generator().manual_seed(0)
+    changes = [lambda layer: layer.crop(-2), lambda layer: layer.batch_select_indices(torch.tensor([1, 1, 0])),
+               lambda layer: layer.batch_repeat_interleave(2), lambda layer: layer.reset(), lambda layer: None]
+    rows = [3, 3, 3, 6, 6, 6]
+    for length, batch, change in zip((5, 1, 70, 1, 200, 1), rows, [*changes, changes[-1]]):
+        keys, values = torch.randn(2, batch, 2, length, 4, generator=rng)
+        for theirs, ours in zip(plain.update(keys, values), roomy.update(keys, values)): assert torch.equal(theirs, ours)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        for layer in (plain, roomy): change(layer)
 
 
 def ends_at_once():
@@ -675,16 +700,17 @@ needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="th
 @needs_mkl
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("family", families)
-def test_a_packed_output_layer_multiplies_as_the_layer_does_and_shares_the_rest(family, bias):
+def test_packed_layers_multiply_as_the_layers_do_and_share_their_weights(family, bias):
     model, ids = families[family](), torch.arange(20).view(4, 5)
     if bias: model.lm_head.bias = torch.nn.Parameter(torch.randn(400))
     layer, before, with_hooks = model.lm_head, parameters(model).clone(), dict(logits_to_keep=1)
-    packed = with_packed_output(model, 4)
+    packed = with_packed_layers(model, 4)
     with torch.no_grad():
         for rows in (4, 2):  # as many as it is packed for, and others
             torch.testing.assert_close(packed(ids[:rows], **with_hooks).logits, model(ids[:rows], **with_hooks).logits)
         assert packed(ids).logits.shape == (4, 5, 400)
-    assert model.lm_head is layer and packed.base_model is model.base_model and torch.equal(parameters(model), before)
+    assert model.lm_head is layer and type(packed.lm_head) is PackedLinear and torch.equal(parameters(model), before)
+    assert [id(p) for p in packed.parameters()] == [id(p) for p in model.parameters()]
 
 
 def wide(**kwargs): return gpt2(vocab_size=2**18, n_embd=64, n_layer=1, **kwargs)  # an output layer of 2**24 weights
@@ -693,22 +719,22 @@ def wide(**kwargs): return gpt2(vocab_size=2**18, n_embd=64, n_layer=1, **kwargs
 def test_packing_pays_for_several_prompts_a_large_layer_and_many_tokens():
     class Scaled(torch.nn.Linear): pass
     large, odd = wide(), wide()
-    odd.lm_head.__class__ = Scaled
+    odd.lm_head.__class__ = Scaled  # its forward may be another
     assert packing_pays(large, 16, 100) is torch.backends.mkl.is_available()
     for model, rows, tokens in ((large, 1, 100), (large, 16, 63), (gpt2(), 16, 100), (odd, 16, 100), (large.bfloat16(), 16, 100)):
         assert not packing_pays(model, rows, tokens)
 
 
 @needs_mkl
-def test_several_prompts_are_drawn_with_a_packed_output_layer(monkeypatch, counted):
+def test_several_prompts_are_drawn_with_packed_layers(monkeypatch, counted):
     monkeypatch.setenv("CLM_NB_PRECISION", "float32")
-    counted(clm_nb.speed, "with_packed_output")
+    counted(clm_nb.speed, "with_packed_layers")
     model, tok, options = wide(), tokenizer(), dict(max_new_tokens=64, seed=1)
     def draw(how): return generate(model, tok, ["The", "def f(x)"], **options | how)
-    assert draw({}) == draw({}) and counted.calls == dict(with_packed_output=2)
+    assert draw({}) == draw({}) and counted.calls == dict(with_packed_layers=2)
     for how in (dict(bf16=False), dict(do_sample=False), dict(top_k=0), dict(max_new_tokens=8)): draw(how)
     generate(model, tok, "The", **options)
-    assert counted.calls == dict(with_packed_output=2) and type(model.lm_head) is torch.nn.Linear
+    assert counted.calls == dict(with_packed_layers=2) and type(model.lm_head) is torch.nn.Linear
 
 
 def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
