@@ -36,7 +36,7 @@ def test_data() -> Path | None:
 
 def the_tokenizer():
     "GPT-2's own where test data brings it, else the embedded one"
-    from clm_nb.tokenize import load_tokenizer
+    from clm_nb.data.tokenizer import load_tokenizer
     return load_tokenizer(str(test_data()/"gpt2_tokenizer")) if test_data() else load_tokenizer()
 
 
@@ -62,7 +62,7 @@ def eli5_sample():
 
 def sentences() -> list[str]:
     "What the made-up records are made of: the sentences of the real sample, or of the embedded corpus"
-    from clm_nb.load import python_docs
+    from clm_nb.data.python_docs import python_docs
     records = [eli5_sample()] if test_data() else [python_docs("task"), python_docs("base")]
     texts = (text for part in records for answers in part["answers"] for text in answers["text"])
     return [s for text in texts for s in re.split(r"\n{2,}|(?<=[.?!])\s+", text) if len(s) >= 20]

@@ -82,7 +82,7 @@ def train_with_trainer(model, blocks, tokenizer, output_dir, callback, settings:
 def train_with_sft(model, blocks, tokenizer, output_dir, callback, settings: dict):
     "TRL's `SFTTrainer` with its defaults and packing; without its bf16 where a CPU would have to imitate that"
     import torch
-    from clm_nb.speed import has_bf16
+    from clm_nb.model.device import has_bf16
     from datasets import Features, List, Value
     from trl import SFTConfig, SFTTrainer
     length, rows = len(blocks["train"][0]["input_ids"]), blocks["train"].cast(Features(input_ids=List(Value("int64"))))

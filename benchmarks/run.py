@@ -12,7 +12,7 @@ here = Path(__file__).resolve().parent
 sys.path[:0] = [str(here), str(here.parent)]
 import report
 from report import row
-from clm_nb.load import cache_dir
+from clm_nb.data.cache import cache_dir
 
 limit = 600  # seconds for one process, before it counts as failed
 made = ("corpus",)  # the part of clm_nb's cache that the embedded corpus needs
@@ -106,7 +106,7 @@ def side_by_side(case: str, variants: dict, each: dict | None = None, **options)
 
 def goal(bf16: float | None, float32: float | None) -> float | None:
     "The target on this kind of machine"
-    from clm_nb.speed import device_and_precision
+    from clm_nb.model.device import device_and_precision
     return float32 if device_and_precision()[1] == "float32" else bf16
 
 
@@ -242,7 +242,7 @@ def machine() -> dict:
 
 def kind(gpu: str) -> str: # "gpu", "bf16" or "float32"
     "The kind of machine, which is the name of the folder for its results"
-    from clm_nb.speed import has_bf16
+    from clm_nb.model.device import has_bf16
     if gpu:
         return "gpu"
     return "bf16" if has_bf16("cpu") else "float32"

@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/collate.html.md"""
 # %% auto #0
 __all__ = ['CausalCollator', 'BlockRows']
 
-# %% ../nbs/04_collate.ipynb #69ca18fe
+# %% ../nbs/04_collate.ipynb #imports
 from bisect import bisect
 from dataclasses import dataclass
 from itertools import accumulate

@@ -7,8 +7,10 @@ Docs: https://clm-nb.github.io/clm_nb/flatten.html.md"""
 # %% auto #0
 __all__ = ['join_documents', 'to_documents', 'flatten']
 
-# %% ../nbs/01_flatten.ipynb #c73ef06b
-from .load import Ledger, find_text_column, text_columns
+# %% ../nbs/01_flatten.ipynb #imports
+from .ledger import Ledger
+from .data.cache import fingerprint, made_by
+from .data.split import find_text_column, text_columns
 
 # %% ../nbs/01_flatten.ipynb #0f330f6a
 def join_documents(
@@ -50,7 +52,6 @@ def _flatten_split(records, *options):
     from collections import Counter
     from datasets import Dataset
     from datasets.table import InMemoryTable
-    from clm_nb.load import fingerprint, made_by
     column, *how = options
     parts = [to_documents(chunk, *how) for chunk in _column(records, column)]
     table = pa.table({"text": pa.chunked_array([documents for documents, _ in parts], pa.string())})

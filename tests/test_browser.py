@@ -19,16 +19,16 @@ def slow():  # so that the text can be seen to grow
     return model
 """
 generation = """
-from clm_nb.widgets import GenerationApp
+from clm_nb.look.generation_app import GenerationApp
 app = GenerationApp({"base": slow(), "fine-tuned": slow()}, tokenizer, "The quick", max_new_tokens=200)
 app
 """
 explorer = """
-from clm_nb.explore import NextTokenExplorer
+from clm_nb.look.explorer import NextTokenExplorer
 NextTokenExplorer({"base": tiny.gpt2(), "fine-tuned": tiny.gpt2(n_head=4)}, tokenizer, "The quick brown fox")
 """
 heat_map = """
-from clm_nb.heatmap import loss_map
+from clm_nb.look.loss_map import loss_map
 loss_map(tiny.gpt2(), tokenizer, "The quick brown fox jumps over the lazy dog.", base=tiny.gpt2(n_head=4))
 """
 training = """

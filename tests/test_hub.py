@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys, threading, time
 from pathlib import Path
 
 import pytest
-from clm_nb.train import load_model
+from clm_nb.model.model import load_model
 from hub import Hub
 import tiny
 

@@ -3,12 +3,13 @@ import datasets, numpy as np, pyarrow as pa, pytest, torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from hypothesis import given, settings, strategies as st
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
-from clm_nb.baselines import kneser_ney
+from clm_nb.model.baselines import kneser_ney
 from clm_nb.collate import CausalCollator
 from clm_nb.group import group
-from clm_nb.load import Ledger, check_ledger
+from clm_nb.ledger import Ledger, check_ledger
 from clm_nb.perplexity import perplexity, token_losses
-from clm_nb.train import check_isolation, train
+from clm_nb.model.model import check_isolation
+from clm_nb.train import train
 import tiny
 
 datasets.disable_progress_bars()

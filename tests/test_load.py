@@ -5,9 +5,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import datasets, pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
-from clm_nb.load import Ledger, load_corpus, python_docs, read_corpus, record_groups, split_corpus
-from clm_nb.tokenize import load_tokenizer
-from clm_nb.train import load_model
+from clm_nb.ledger import Ledger
+from clm_nb.data.python_docs import python_docs
+from clm_nb.data.split import record_groups, split_corpus
+from clm_nb.load import load_corpus, read_corpus
+from clm_nb.data.tokenizer import load_tokenizer
+from clm_nb.model.model import load_model
 from conftest import answer, python
 import tiny
 
@@ -207,7 +210,8 @@ def test_the_seed_decides_the_split():
 digests = """
 import hashlib, json, datasets
 datasets.disable_progress_bars()
-from clm_nb.load import load_corpus, python_docs
+from clm_nb.data.python_docs import python_docs
+from clm_nb.load import load_corpus
 for part in (python_docs("task"), python_docs("base"), *load_corpus("python-docs").values()):
     texts = [text for answers in part["answers"] for text in answers["text"]]
     content = hashlib.sha256(json.dumps(part.to_list()).encode()).hexdigest()

@@ -131,8 +131,8 @@ def test_wheel_imports_outside_the_checkout(ini, wheel, tmp_path):
         home = pathlib.Path(clm_nb.__file__).parent
         for m in pkgutil.walk_packages(clm_nb.__path__, "clm_nb."): importlib.import_module(m.name)
         assert all(home in pathlib.Path(m.__file__).parents for n, m in sys.modules.items() if n.startswith("clm_nb."))
-        model = clm_nb.train.load_model("python-docs-gpt2")
-        assert pathlib.Path(model.name_or_path).parent == home and clm_nb.tokenize.load_tokenizer()
+        model = clm_nb.model.model.load_model("python-docs-gpt2")
+        assert pathlib.Path(model.name_or_path).parent == home and clm_nb.data.tokenizer.load_tokenizer()
         print(home, clm_nb.__version__)"""
     env = os.environ | {"PYTHONPATH": str(wheel)}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)

@@ -96,8 +96,8 @@ shown = {"generation app": "app = GenerationApp(gpt2(), tokenizer(), 'The quick'
 used = {"generation app": "app.generate_button.click()\nprint(app.wait(60), not app.error, bool(app.texts['model']))",
         "explorer": "app.temperature.value = 0.5\nprint(app.settings['temperature'] == 0.5, not app.error, bool(app.text))"}
 imports = """from tiny import gpt2, tokenizer
-from clm_nb.widgets import GenerationApp
-from clm_nb.explore import NextTokenExplorer"""
+from clm_nb.look.generation_app import GenerationApp
+from clm_nb.look.explorer import NextTokenExplorer"""
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,11 @@ from transformers import PreTrainedTokenizerFast
 from clm_nb.flatten import flatten
 from clm_nb.group import group, group_batch, stream_blocks
 from clm_nb.cli import main
-from clm_nb.load import Ledger, cache_sizes, check_ledger, ledger_from_dict, ledger_to_dict, load_corpus
-from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json, train_tokenizer
+from clm_nb.ledger import Ledger, check_ledger, ledger_from_dict, ledger_to_dict
+from clm_nb.data.cache import cache_sizes
+from clm_nb.load import load_corpus
+from clm_nb.data.tokenizer import train_tokenizer
+from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
 from conftest import answer, python
 import tiny
 
@@ -283,7 +286,7 @@ def test_affixes_stand_around_every_document(texts, prefix, suffix, start):
 
 def test_real_text_and_the_real_gpt2_tokenizer(cache):
     folder = os.environ.get("CLM_NB_TEST_DATA") or pytest.skip("CLM_NB_TEST_DATA names no folder of test data")
-    from clm_nb.tokenize import load_tokenizer
+    from clm_nb.data.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(Path(folder)/"gpt2_tokenizer")
     corpus = load_corpus(Path(folder)/"eli5_category_sample/validation.json")
     documents = flatten(corpus, "answers.text")["test"]["text"][:200]

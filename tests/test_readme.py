@@ -34,7 +34,8 @@ def test_make_targets_exist():
 
 
 def test_commands_for_the_hub_parse():
-    from clm_nb.cli import parse_training, train_parser
+    from clm_nb.arguments import parse_training
+    from clm_nb.cli import train_parser
     for command in on_hub:
         _, name, *flags = shlex.split(command)
         given, rest = train_parser().parse_known_args(flags)

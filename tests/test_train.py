@@ -8,7 +8,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, T
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
-from clm_nb.train import CausalTrainer, check_output_dir, digest, load_config, load_model, train, write_run
+from clm_nb.model.model import load_config, load_model
+from clm_nb.training.runs import check_output_dir, digest, write_run
+from clm_nb.training.trainer import CausalTrainer
+from clm_nb.train import train
 from conftest import answer, python, ranks
 from tiny import families, gpt2, llama, needs_bf16, tokenizer
 

@@ -1,11 +1,12 @@
 "Tiny random models and tokenizers for the tests: no network, milliseconds to make"
+import sys
 import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from clm_nb.speed import has_bf16
-from clm_nb.tokenize import train_tokenizer
+from clm_nb.model.device import has_bf16
+from clm_nb.data.tokenizer import train_tokenizer
 
 needs_bf16 = pytest.mark.skipif(not has_bf16("cpu"), reason="no bf16 here: this CPU has none, or CLM_NB_PRECISION=float32")
 bf16_or_not = [False, pytest.param(True, marks=needs_bf16)]
@@ -51,3 +52,10 @@ class Seen(TorchDispatchMode):
         out = operation(*args, **(kwargs or {}))
         self.tensors |= {(t.dtype, tuple(t.shape)) for t in tree_leaves(out) if torch.is_tensor(t)}
         return out
+
+
+def everywhere(monkeypatch, module, name: str, new):
+    "Put `new` in the place of a function wherever in clm_nb it was imported"
+    old = getattr(module, name)
+    for other in [m for n, m in sys.modules.items() if n.split(".")[0] == "clm_nb"]:
+        if vars(other).get(name) is old: monkeypatch.setattr(other, name, new)

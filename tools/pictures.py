@@ -15,8 +15,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ
 width, largest = 900, 300_000  # CSS pixels; bytes
 embedded = """
 import datasets
-from clm_nb.tokenize import load_tokenizer
-from clm_nb.train import embedded_run, load_model
+from clm_nb.data.tokenizer import load_tokenizer
+from clm_nb.model.model import load_model
+from clm_nb.train import embedded_run
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 datasets.disable_progress_bars()
 disable_progress_bar()
@@ -91,7 +92,7 @@ def generated(app, n: int = 1):
 def blocks(page, path):
     "Short documents on one tape, and the tutorial's way beneath"
     from datasets import Dataset, DatasetDict
-    from clm_nb.blocks_view import show_blocks
+    from clm_nb.look.blocks import show_blocks
     from clm_nb.tokenize import tokenize
     poem = ["The sky is blue.", "Roses are red, violets are blue.", "Yes.",
             "A list is a sequence of values.\nIt can grow.", "An end is an end."]
@@ -105,7 +106,8 @@ def ledger_flow(page, path):
     from clm_nb import blocks_view
     from clm_nb.flatten import flatten
     from clm_nb.group import group
-    from clm_nb.load import Ledger, load_corpus
+    from clm_nb.ledger import Ledger
+    from clm_nb.load import load_corpus
     from clm_nb.tokenize import tokenize
     *_, tokenizer = models()
     ledger = Ledger()
@@ -117,7 +119,7 @@ def ledger_flow(page, path):
 def batch(page, path):
     "A batch from our collator, and the same rows from the stock one"
     from transformers import DataCollatorForLanguageModeling
-    from clm_nb.batch_view import show_batch
+    from clm_nb.look.batch import show_batch
     from clm_nb.collate import CausalCollator
     *_, tokenizer = models()
     eos = tokenizer.pad_token_id = tokenizer.eos_token_id
@@ -133,7 +135,7 @@ def results(page, path):
     "How held-out documents go on: really, before and after fine-tuning"
     from clm_nb.flatten import flatten
     from clm_nb.load import load_corpus
-    from clm_nb.results import show_results
+    from clm_nb.look.results import show_results
     base, model, tokenizer = models()
     documents = flatten(load_corpus("python-docs"), explode=True)["test"]
     fragment(page, path, show_results(model, documents, tokenizer, base)._repr_html_())
@@ -141,7 +143,8 @@ def results(page, path):
 
 def lr_finder(page, path):
     "The sweep of the embedded fine-tuning"
-    from clm_nb.core import embedded_finetuning, find_lr, prepare
+    from clm_nb.train import embedded_finetuning
+    from clm_nb.core import find_lr, prepare
     base, _, tokenizer = models()
     found = find_lr(base, prepare(), tokenizer, **embedded_finetuning)
     fragment(page, path, f'<div style="width:640px">{found._repr_html_()}</div>')
@@ -150,7 +153,7 @@ def lr_finder(page, path):
 def heatmap(page, path):
     "The three views of a short text, the box of one token open in the last, with room below it"
     from clm_nb.flatten import flatten
-    from clm_nb.heatmap import loss_map
+    from clm_nb.look.loss_map import loss_map
     from clm_nb.load import load_corpus
     base, model, tokenizer = models()
     texts = flatten(load_corpus("python-docs"))["test"]["text"]
@@ -173,7 +176,7 @@ def explorer(page, path):
         for n, name in enumerate(("·of", "·the"), 1):
             shown.get_by_role("button", name=name).first.click()
             shown.get_by_text(f"4 + {n} tokens").first.wait_for()
-    notebook(page, path, "from clm_nb.explore import NextTokenExplorer\n"
+    notebook(page, path, "from clm_nb.look.explorer import NextTokenExplorer\n"
              'NextTokenExplorer(models, tokenizer, "Return a new list", n=10)', act)
 
 

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from clm_nb.speed import device_and_precision, fused_loss, has_bf16, keep_freed_memory
-from clm_nb.tokenize import load_tokenizer, tokenize_batch, tokenizer_json, train_tokenizer
+from clm_nb.model.device import device_and_precision, has_bf16, keep_freed_memory
+from clm_nb.model.loss import fused_loss
+from clm_nb.data.tokenizer import load_tokenizer, train_tokenizer
+from clm_nb.tokenize import tokenize_batch, tokenizer_json
 
 here = Path(__file__).resolve().parent
 base = here.parents[1]/"clm_nb"/"base"
@@ -281,7 +283,7 @@ def measure(folder: Path, train_texts: pa.Table):
     "Perplexities on the embedded corpus, beside n-grams that have counted as much"
     import platform
     from datasets import concatenate_datasets, Dataset
-    from clm_nb.baselines import kneser_ney
+    from clm_nb.model.baselines import kneser_ney
     from clm_nb.core import load_model, perplexity, prepare
     from clm_nb.train import embedded_run
     tokenizer = load_tokenizer(folder)
