@@ -135,7 +135,7 @@ def place(document, position, lengths, block_size):
         "the document's own length is counted": ("lengths[:document]", "lengths[:document + 1]"),
         "an EOS that isn't there": ("lengths[:document])", "lengths[:document]) + document"),
     },
-    ("03b_blocks", 1): {
+    ("look/blocks", 1): {
         "documents and blocks, added up": (
             "begins = {sum(lengths[:i]) for i in range(len(lengths))} | set(range(0, whole, block_size))",
             "begins = [sum(lengths[:i]) for i in range(len(lengths))] + [*range(0, whole, block_size)]"),
@@ -147,7 +147,7 @@ def pieces(lengths, block_size):
     return sum(-(-n//block_size) for n in lengths)
 ''',
     },
-    ("03b_blocks", 2): {
+    ("look/blocks", 2): {
         "documents aren't cut by blocks": ("min(place, at % block_size)", "place"),
         "one tape": ("min(place, at % block_size)", "at % block_size"),
         "a token sees itself too": ("min(place, at % block_size)", "min(place, at % block_size) + 1"),
@@ -177,13 +177,13 @@ def asked(labels):
         "the last batch is a whole one": ("width(batch)*len(batch)", "width(batch)*batch_size"),
         "one multiple too many": ("-(-max(batch)//multiple)*multiple", "(max(batch)//multiple + 1)*multiple"),
     },
-    ("04b_speed", 1): {
+    ("model/device", 1): {
         "of the sum, not the mean": ("return p/len(targets)", "return p"),
         "the wrong sign": ("return p/len(targets)", "return -p/len(targets)"),
         "the softmax alone": ("-= 1", "-= 0"),
         "a softmax over the tokens": ("logits.softmax(-1)", "logits.softmax(0)"),
     },
-    ("04b_speed", 2): {
+    ("model/device", 2): {
         "eight bits behind the first": ("- 7", "- 8"),
         "the same for all weights": '''
 def spacing(weight):
@@ -195,7 +195,7 @@ def spacing(weight):
 ''',
         "the nearest power of two": ("math.floor(math.log2(weight))", "round(math.log2(weight))"),
     },
-    ("04b_speed", 3): {
+    ("model/device", 3): {
         "one operation per weight": '''
 def forward_flops(width, layers, vocabulary, block):
     return layers*(12*width**2 + 2*width*block) + width*vocabulary
@@ -204,14 +204,14 @@ def forward_flops(width, layers, vocabulary, block):
         "scores without values": ("2*2*width*block", "2*width*block"),
         "an output layer in each layer": ("layers*layer + 2*width*vocabulary", "layers*(layer + 2*width*vocabulary)"),
     },
-    ("04c_watch", 1): {
+    ("training/watch", 1): {
         "the mean of the steps' speeds": (
             "sum(tokens)/sum(seconds)",
             "sum(n/s for n, s in zip(tokens, seconds))/len(tokens)"),
         "the first step counts": ("len(seconds) > 1", "len(seconds) > 10**9"),
         "the tokens of the first step are kept": ("seconds, tokens = seconds[1:], tokens[1:]", "seconds = seconds[1:]"),
     },
-    ("04c_watch", 2): {
+    ("training/watch", 2): {
         "a mean of the steps' means": ("sum(nats[s])/sum(tokens[s])", "sum(losses[s])/len(losses[s])"),
         "the last step of each stretch": ("sum(nats[s])/sum(tokens[s])", "losses[s][-1]"),
         "a mean since the start": ("slice(i, i + every)", "slice(0, i + every)"),
@@ -238,7 +238,7 @@ def forward_flops(width, layers, vocabulary, block):
             "(steps - 1 - step)/max(1, steps - 1 - warmup)"),
         "no warm-up": ("peak*step/warmup", "peak"),
     },
-    ("05b_share", 1): {
+    ("training/share", 1): {
         "the value is stored, not the call": '''
 def pickle_that_runs(expression):
     return pickle.dumps(eval(expression))
@@ -249,7 +249,7 @@ def pickle_that_runs(expression):
 ''',
         "evaluated when it is made": ("return eval, (expression,)", "return eval, (repr(eval(expression)),)"),
     },
-    ("05b_share", 2): {
+    ("training/share", 2): {
         "a limit on the whole time": '''
 def gives_up(answers, every=2, patience=5):
     return next((every*(i + 1) for i in range(len(answers)) if every*(i + 1) > patience and not all(answers)), None)
@@ -264,14 +264,14 @@ def gives_up(answers, every=2, patience=5):
         elif every*i - heard > patience: return every*i
 ''',
     },
-    ("05c_lr_finder", 1): {
+    ("training/lr_finder", 1): {
         "a linear axis": (
             "lowest*(highest/lowest)**(step/(steps - 1))",
             "lowest + (highest - lowest)*step/(steps - 1)"),
         "one factor too many": ("(steps - 1)", "steps"),
         "the first step has moved already": ("(step/(steps - 1))", "((step + 1)/steps)"),
     },
-    ("05c_lr_finder", 2): {
+    ("training/lr_finder", 2): {
         "begun at 0, not corrected": ("average/(1 - beta**step)", "average"),
         "begun at the first loss": '''
 def smoothed(losses, beta):
@@ -310,7 +310,7 @@ def perplexity_of(rows):
         "bits per token": ("tokens*math.log2(perplexity)/len(text.encode())", "math.log2(perplexity)"),
         "the perplexity itself is shared out": ("math.log2(perplexity)", "perplexity"),
     },
-    ("06b_baselines", 1): {
+    ("model/baselines", 1): {
         "how often it was seen": '''
 def continuations(ids, vocab_size):
     return [ids[1:].count(token) for token in range(vocab_size)]
@@ -319,13 +319,13 @@ def continuations(ids, vocab_size):
         "not after itself": ("set(zip(ids, ids[1:]))", "{(a, b) for a, b in zip(ids, ids[1:]) if a != b}"),
         "the row taken for a ring": ("zip(ids, ids[1:])", "zip(ids[-1:] + ids[:-1], ids)"),
     },
-    ("06b_baselines", 2): {
+    ("model/baselines", 2): {
         "only seen tokens get one more": ("(n + vocab_size)", "(n + kinds)"),
         "all that is cut off goes to the unseen": ("kinds*discount/n*unseen/vocab_size", "kinds*discount/n"),
         "a discount for each occurrence": ("kinds*discount/n*", "discount*"),
         "what is left for the seen": ("return unseen/", "return 1 - unseen/"),
     },
-    ("06b_baselines", 3): {
+    ("model/baselines", 3): {
         "the losses are mixed": '''
 def mixed_loss(first, second, share):
     return float((share*first + (1 - share)*second).mean())
@@ -339,13 +339,13 @@ def mixed_loss(first, second, share):
             "(1 - share)*np.exp(-first) + share*np.exp(-second)"),
         "the logarithm of the mean": ("-np.log(p).mean()", "-np.log(p.mean())"),
     },
-    ("06c_heatmap", 1): {
+    ("look/heatmap", 1): {
         "no shift": ("zip(logits, ids[1:])", "zip(logits[1:], ids[1:])"),
         "counted from 0": ("1 + int(", "int("),
         "the unlikeliest first": ("guesses > guesses[token]", "guesses < guesses[token]"),
         "equals come first": ("1 + int((guesses > guesses[token])", "int((guesses >= guesses[token])"),
     },
-    ("06c_heatmap", 2): {
+    ("look/heatmap", 2): {
         "the loss alone": ("[:, 0] - entropy", "[:, 0]"),
         "the plain mean of all costs": ("(costs.exp().reciprocal()*costs).sum(-1)", "costs.mean(-1)"),
         "the sign turned round": (
@@ -371,7 +371,7 @@ def mixed_loss(first, second, share):
         "one token more": ("[-n:]", "[-n - 1:]"),
         "the n-th likeliest alone": ("sum(sorted(probabilities)[-n:])", "sorted(probabilities)[-n]"),
     },
-    ("08_widgets", 1): {
+    ("look/generation_app", 1): {
         "nothing at first": ('names="value")\n    show()', 'names="value")'),
         "only at first": ('slider.observe(show, names="value")', "pass"),
         "for every trait": (', names="value"', ""),
@@ -379,7 +379,7 @@ def mixed_loss(first, second, share):
             'def show(change=None): label.value = f"{slider.value:.1f}"',
             'def show(change=None): label.value = f"{change[\'old\'] if change else slider.value:.1f}"'),
     },
-    ("08_widgets", 2): {
+    ("look/generation_app", 2): {
         "generates at once": ("button.on_click(clicked)", "clicked(button); button.on_click(clicked)"),
         "the prompt of the first day": '''
 def wire(button, prompt, output, model, tokenizer):
@@ -393,7 +393,7 @@ def wire(button, prompt, output, model, tokenizer):
             'prompt.observe(clicked, names="value"); button.on_click(clicked)'),
         "no seed": (", seed=0)", ", do_sample=False)"),
     },
-    ("08b_explore", 1): {
+    ("look/explorer", 1): {
         "the start isn't continued": ("ids + [token]", "ids"),
         "probabilities are added": ("p*next_probabilities(ids)[token]", "p + next_probabilities(ids)[token] - 1"),
         "the mean of the probabilities": '''
@@ -402,7 +402,7 @@ def path_probability(next_probabilities, start, path):
 ''',
         "only the last token counts": ("p*next_probabilities", "next_probabilities"),
     },
-    ("08b_explore", 2): {
+    ("look/explorer", 2): {
         "greedy": '''
 def likeliest_pair(first, second):
     i = first.index(max(first))
@@ -411,7 +411,7 @@ def likeliest_pair(first, second):
         "the surest second token": ("first[pair[0]]*second", "second"),
         "probabilities are added": ("first[pair[0]]*second", "first[pair[0]] + second"),
     },
-    ("08c_app", 1): {
+    ("look/serve", 1): {
         "by its first letters": '''
 def only_here(host):
     return host.startswith(("127.", "localhost", "::1"))
@@ -426,7 +426,7 @@ def only_here(host):
     return host in ("localhost", "127.0.0.1")
 ''',
     },
-    ("08c_app", 2): {
+    ("look/serve", 2): {
         "nothing is escaped": '''
 def span(text, tooltip):
     return f'<span title="{tooltip}">{text}</span>'
