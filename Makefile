@@ -50,11 +50,13 @@ bench: $(VENV)/bench.stamp
 	@$(BIN)/python benchmarks/run.py --scale '$(or $(SCALE),1)' --only '$(ONLY)'
 
 prepare: $(VENV)/dev.stamp
-	@echo "== prepare: Colab links, exported modules, cleaned notebooks, README.md"
+	@echo "== prepare: Colab links, exported modules, cleaned notebooks, README.md, llms.txt"
 	@$(BIN)/python tools/docs.py colab
 	@$(BIN)/nbdev-export
 	@$(BIN)/nbdev-clean
 	@$(BIN)/python tools/docs.py readme
+	@$(BIN)/python tools/docs.py llms
+	@$(BIN)/python tools/house.py
 
 pictures: $(VENV)/dev.stamp
 	@echo "== pictures: into nbs/images/, a few minutes"

@@ -240,7 +240,7 @@ def test_quarto_yml_says_what_settings_say():
 
 def test_quarto_renders_every_page_and_no_model_card():
     globs = quarto["project"]["render"]
-    assert {p.relative_to(root/"nbs") for g in globs for p in (root/"nbs").glob(g)} == set(notebooks)
+    assert {p.relative_to(root/"nbs") for g in globs for p in (root/"nbs").glob(g)} == {*notebooks, Path("404.qmd")}
     assert not any(Path("runs/quickstart/README.md").match(g) for g in globs)
 
 
@@ -267,7 +267,9 @@ def items(part):
 def test_every_page_is_in_the_sidebar_once():
     listed = [Path(o) for o in items(quarto["website"]["sidebar"]["contents"]) if isinstance(o, str)]
     assert sorted(listed) == sorted(notebooks)
-    assert [name for name, _ in docs.sidebar()] == ["Start", "Stages", "Play", "Under the hood", "Library"]
+    assert [name for name, _ in docs.sidebar()] == ["Start", "The eight stages", "All in one call", "Look",
+        "Under the hood", "What load and tokenize are made of", "A model, and what it costs to ask it", "What train is made of",
+        "What the views are made of", "Reference"]
 
 
 def test_every_navbar_entry_exists():
@@ -333,3 +335,30 @@ def test_with_quarto_docs_is_nbdevs(monkeypatch):
     monkeypatch.setattr(docs.shutil, "which", lambda name: "/usr/bin/quarto")
     monkeypatch.setattr(docs.subprocess, "run", record)
     assert docs.main(["site"]) == 0 and ran == ["nbdev-docs"]
+
+
+def test_scripts_of_other_hosts_are_taken_out_and_nothing_else_is():
+    ours = '<script src="site_libs/quarto.js"></script><script>let a = 1;</script><a href="https://jupyter.org">x</a>'
+    theirs = """<script src="https://cdnjs.cloudflare.com/ajax/libs/require.js/2.3.6/require.min.js" integrity="x"></script>
+<script src="https://cdnjs.cloudflare.com/ajax/libs/jquery/3.5.1/jquery.min.js" crossorigin="anonymous"></script>
+<script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>"""
+    assert docs.without_foreign_scripts(ours) == ours
+    assert "cdnjs" not in docs.without_foreign_scripts(theirs + ours) and docs.without_foreign_scripts(theirs + ours).endswith(ours)
+
+
+def test_a_name_inside_a_link_is_not_linked_again(pages):
+    "nbdev links backticked names, also where a link is already around them, and both then show as raw Markdown"
+    double = {p: re.findall(r"\[\[`[^\n]*?\)\]\([^)]*\)", "\n".join(docs.markdowns(nb))) for p, nb in pages.items()}
+    assert not {p: found for p, found in double.items() if found}
+
+
+@every_notebook
+def test_pictures_have_an_alternative_text(nb, pages):
+    text = "\n".join(docs.markdowns(pages[nb]))
+    assert not re.findall(r"!\[\]\([^)]*\)|<img(?![^>]*\balt=\"[^\"]+\")[^>]*>", re.sub(fenced, "", text, flags=re.S | re.M))
+
+
+@every_notebook
+def test_headings_are_in_order(nb, pages):
+    levels = [len(o) for md in docs.markdowns(pages[nb]) for o in re.findall(r"^(#{1,6}) ", re.sub(fenced, "", md, flags=re.S | re.M), flags=re.M)]
+    assert all(after <= before + 1 or before >= 2 for before, after in zip(levels, levels[1:])), levels

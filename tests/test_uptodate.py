@@ -40,6 +40,11 @@ def test_readme_is_written_from_the_index(copy):
     assert not (files := changed_by(copy, "tools/docs.py", "readme")), f"{files}: not what index.ipynb says. {remedy}"
 
 
+def test_the_list_of_rooms_and_the_list_of_pages_are_those_of_the_code(copy):
+    changed = changed_by(copy, "tools/house.py") + changed_by(copy, "tools/docs.py", "llms")
+    assert not changed, f"{changed}: out of date. {remedy}"
+
+
 def test_a_stale_module_is_noticed(copy):
     module = copy/"clm_nb/load.py"
     module.write_text(module.read_text(encoding="utf-8") + "\n# edited by hand\n", encoding="utf-8")

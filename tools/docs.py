@@ -2,6 +2,7 @@
 
 python tools/docs.py readme [--check]  README.md and its pictures, from nbs/index.ipynb
 python tools/docs.py colab [--check]   the Colab link, and the cell that installs clm_nb where it's missing, in every notebook
+python tools/docs.py llms [--check]    nbs/llms.txt: the pages as a list that language models read
 python tools/docs.py site [--plain]    the site, into _docs/: nbdev-docs where Quarto is installed, else a plain preview
 """
 import argparse, html, os, re, shutil, subprocess, sys, tempfile
@@ -320,13 +321,52 @@ def preview(out: Path) -> list[Path]: # the pages written
     return [out/page(p) for p in pages]
 
 
+def without_foreign_scripts(
+    page: str, # a built page's HTML
+) -> str:
+    "The same without scripts of other hosts: Quarto adds jQuery and require.js for any HTML output, and no page of ours needs them."
+    return re.sub(r'<script\b[^>]*\bsrc="(?:https?:)?//[^"]*"[^>]*>\s*</script>\s*|<script>(?:define\(|window\.PlotlyConfig)[^<]*</script>', "", page)
+
+
+def titles() -> dict[Path, tuple[str, str]]: # notebook relative to nbs/ → (title, subtitle)
+    "What the notebooks call themselves."
+    found = {}
+    for path in notebooks():
+        lines = next(c.source for c in read_nb(path).cells if c.cell_type == "markdown" and c.source.startswith("# ")).split("\n")
+        found[path.relative_to(root/"nbs")] = lines[0][2:], " ".join(o[2:] for o in lines if o.startswith("> "))
+    return found
+
+
+def llms_txt() -> str: # after https://llmstxt.org
+    "Every page of the site in one list, by the sections of the sidebar, with its address as Markdown and its subtitle."
+    cfg, known = get_config(root), titles()
+    parts = [f"# {cfg.lib_name}", f"> {cfg.description}"]
+    for name, pages in sidebar():
+        lines = [f"- [{known[p][0]}]({cfg.doc_url.rstrip('/')}/{page(p)}.md): {known[p][1]}" for p in pages]
+        parts.append(f"## {name}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def llms(check: bool) -> int:
+    "Write nbs/llms.txt, or (check) say whether it is out of date."
+    path, text = root/"nbs/llms.txt", llms_txt()
+    stale = not path.exists() or path.read_text(encoding="utf-8") != text
+    if stale and not check: path.write_text(text, encoding="utf-8")
+    if stale: print("nbs/llms.txt" + (": out of date. Run `make prepare`." if check else ""))
+    return int(check and stale)
+
+
 def site(
     use_plain: bool, # the plain preview, even where Quarto is installed
 ) -> int: # exit status
     "Build the site with nbdev and Quarto; without Quarto, say how to get it and write the plain preview."
     out, quarto = get_config(root).doc_path, shutil.which("quarto")
     nbdev_docs = Path(sys.executable).with_name("nbdev-docs")
-    if quarto and not use_plain: return subprocess.run([nbdev_docs], cwd=root).returncode
+    if quarto and not use_plain:
+        status = subprocess.run([nbdev_docs], cwd=root).returncode
+        for built in out.rglob("*.html"):
+            built.write_text(without_foreign_scripts(built.read_text(encoding="utf-8")), encoding="utf-8")
+        return status
     if not quarto: print(quarto_help)
     print(f"{len(preview(out))} pages: {out/'index.html'}")
     return 0
@@ -336,14 +376,14 @@ def main(argv: list[str] | None = None) -> int:
     "The command line."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, what in dict(readme="write README.md", colab="write the Colab cells").items():
+    for name, what in dict(readme="write README.md", colab="write the Colab cells", llms="write nbs/llms.txt").items():
         command = commands.add_parser(name, help=what)
         command.add_argument("--check", action="store_true", help="write nothing; fail if out of date")
     commands.add_parser("site", help="build the site into _docs").add_argument(
         "--plain", action="store_true", help="the plain preview, even where Quarto is installed")
     args = parser.parse_args(argv)
     os.chdir(root)
-    return site(args.plain) if args.command == "site" else {"readme": readme, "colab": colab}[args.command](args.check)
+    return site(args.plain) if args.command == "site" else {"readme": readme, "colab": colab, "llms": llms}[args.command](args.check)
 
 
 if __name__ == "__main__": sys.exit(main())
