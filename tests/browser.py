@@ -15,7 +15,7 @@ connected = """async () => {
     await at().session.kernel.info;
     while (at().session.kernel.connectionStatus != 'connected' || at().session.kernel.status != 'idle')
         await new Promise(done => setTimeout(done, 50)) }"""
-patience = int(os.environ.get('PATIENCE', 60_000))  # ms until something that must appear is taken to be missing
+patience = int(os.environ.get('PATIENCE', 300_000))  # ms until something that must appear is taken to be missing
 
 
 def starts(path) -> bool:
@@ -84,7 +84,7 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def answers(url: str, process, seconds: float = 60):
+def answers(url: str, process, seconds: float = 600):
     "Wait until a server answers"
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
@@ -97,7 +97,7 @@ def answers(url: str, process, seconds: float = 60):
 def end(process):
     "Ask a process to end; kill it where it doesn't"
     process.terminate()
-    try: process.wait(20)
+    try: process.wait(300)
     except subprocess.TimeoutExpired: process.kill()
 
 

@@ -248,13 +248,13 @@ def test_app_page(run_folder, browser):
         assert page.hosts == {"127.0.0.1"} and not page.errors
         assert len(kernels := descendants(process)) == 1 and kernels[0].cmdline()[0] == sys.executable
         page.goto("about:blank")
-        assert not psutil.wait_procs(kernels, timeout=30)[1], "the kernel of a closed tab lives on"
+        assert not psutil.wait_procs(kernels, timeout=600)[1], "the kernel of a closed tab lives on"
         page.goto(process.address)
         button(page, "Generate").wait_for()
         assert len(kernels := descendants(process)) == 1
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0 and "stopped" in process.stdout.read()
-        assert not psutil.wait_procs(kernels, timeout=10)[1], "a kernel outlives the server"
+        assert process.wait(600) == 0 and "stopped" in process.stdout.read()
+        assert not psutil.wait_procs(kernels, timeout=600)[1], "a kernel outlives the server"
 
 
 def assert_light_and_dark(page):

@@ -16,11 +16,12 @@ def code(language: str) -> list[str]:
 
 lines = [line for block in code("sh") for line in block.replace("\\\n", " ").splitlines()]
 commands = [line for line in lines if line.strip() and not line.startswith("#")]
-of = {name: [c for c in commands if shlex.split(c)[0] == name] for name in ("make", "pip", "clm_nb")}
+of = {name: [c for c in commands if shlex.split(c)[0] == name] for name in ("git", "make", "pip", "clm_nb")}
 on_hub = [c for c in of["clm_nb"] if any(re.fullmatch(r"(?!runs/)[\w-]+/[\w.-]+", word) for word in shlex.split(c))]
 
 
 def test_readme_shows_the_two_commands_and_the_way_on_the_command_line():
+    assert of["git"] == ["git clone https://github.com/clm-nb/clm_nb && cd clm_nb"]
     assert of["make"][:2] == ["make demo", "make test"]
     shown = [shlex.split(c)[1] for c in of["clm_nb"] if c not in on_hub]
     assert shown[:3] == ["train", "perplexity", "generate"] and len(on_hub) == 1 and len(code("python")) == 1

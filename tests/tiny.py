@@ -11,6 +11,8 @@ from clm_nb.data.tokenizer import train_tokenizer
 needs_bf16 = pytest.mark.skipif(not has_bf16("cpu"), reason="no bf16 here: this CPU has none, or CLM_NB_PRECISION=float32")
 bf16_or_not = [False, pytest.param(True, marks=needs_bf16)]
 
+patience = 600  # seconds until what never comes is given up: no test asks a busy machine to be quick
+
 texts = ["The quick brown fox jumps over the lazy dog.\nIt wasn't the first time, and won't be the last.",
          "Naïve café: 日本語 🙂. A list of 12,345 numbers (or more).", "def f(x):\n    return x + 1\n"]*3
 
