@@ -1,0 +1,54 @@
+"What can be counted of pages that teach: code in sight, each name shown at work, something to look at"
+import re
+
+import nbformat, pytest
+
+import pages
+from tree import root
+
+notebooks = {p.relative_to(root/"nbs").with_suffix("").as_posix(): p for p in sorted((root/"nbs").rglob("*.ipynb"))}
+rooms = {name: p for name, p in notebooks.items() if any(map(pages.exported, pages.cells(p)))}
+stages = "00_load 01_flatten 02_tokenize 03_group 04_collate 05_train 06_perplexity 07_generate".split()
+every_room = pytest.mark.parametrize("room", rooms)
+
+
+def test_at_least_four_of_five_exported_lines_are_in_sight():
+    counts = [pages.sight(p) for p in rooms.values()]
+    seen, every = (sum(column) for column in zip(*counts))
+    assert len(rooms) > 40 and seen >= 0.8*every
+
+
+@every_room
+def test_each_public_name_is_shown_at_work(room): assert pages.not_shown(rooms[room]) == []
+
+
+@every_room
+def test_there_is_something_to_look_at(room): assert pages.unbroken(rooms[room]) <= pages.longest_run
+
+
+@every_room
+def test_code_fits_a_projector(room): assert pages.wide(rooms[room]) == []
+
+
+@pytest.mark.parametrize("stage", stages)
+def test_a_stage_closes_with_an_experiment_and_exercises(stage):
+    titles = [o for c in nbformat.read(notebooks[stage], as_version=4).cells if c.cell_type == "markdown"
+              for o in re.findall(r"^## (.*)$", c.source, flags=re.M)]
+    assert titles[-2:] == ["Predict, change, run", "Exercises"]
+
+
+def page(*cells): # ("markdown" or "code", source, whether it displays something)
+    made = [dict(cell_type=kind, source=source, outputs=[{}] if shown else []) for kind, source, shown in cells]
+    for cell in made: cell["id"] = "x"
+    return made
+
+
+def test_the_counts_see_what_they_are_for(tmp_path):
+    import json
+    long = "#| exports\n" + "\n".join(f"def f{i}():\n    return {i}\n" for i in range(25))
+    cells = page(("code", long, False), ("code", "f0()", True), ("code", "#| export\nclass A:\n    def b(self): pass", False),
+                 ("code", "A().b()", False))
+    path = tmp_path/"page.ipynb"
+    path.write_text(json.dumps(dict(cells=cells)))
+    assert pages.unbroken(path) == 50 and pages.sight(path) == (50, 52)
+    assert set(pages.not_shown(path)) == {*(f"f{i}" for i in range(1, 25)), "A", "A.b"}
