@@ -79,7 +79,9 @@ def sight(path: Path) -> tuple[int, int]:
 
 def wide(path: Path) -> list[str]:
     "Lines of code over 100 columns"
-    return [o for c in cells(path) if c["cell_type"] == "code" and c["id"] != "colab-install" for o in c["source"].splitlines() if len(o) > 100]
+    code = [c for c in cells(path) if c["cell_type"] == "code" and c["id"] != "colab-install"]
+    return [o for c in code for o in c["source"].splitlines()
+            if len(o) > 100 and not o.startswith("#|")]
 
 
 def prose(path: Path) -> str: return "\n".join(c["source"] for c in cells(path) if c["cell_type"] == "markdown")
