@@ -10,90 +10,138 @@ __all__ = ['Perplexity', 'LossSums', 'perplexity_metric', 'perplexity_hooks']
 # %% ../../nbs/model/metric.ipynb #imports
 import math
 from dataclasses import dataclass
+
+import numpy as np
+from datasets import Features, List, Value
+from fastcore.basics import patch
+
 from .loss import logit_losses
 
-# %% ../../nbs/model/metric.ipynb #75d64069
-def _figures(p) -> dict[str, str]:
-    "What a `Perplexity` shows: name → text"
-    interval = "{:,.2f} – {:,.2f}".format(*p.interval) if p.interval else "–"
-    return {"perplexity": f"{p.perplexity:,.2f}", "95%": interval, "loss (nats/token)": f"{p.loss:.4f}",
-            "bits per byte": "–" if p.bits_per_byte is None else f"{p.bits_per_byte:.3f}", "tokens": f"{p.tokens:,}"}
-
-# %% ../../nbs/model/metric.ipynb #52759209
+# %% ../../nbs/model/metric.ipynb #e3313f02
 @dataclass(frozen=True)
 class Perplexity:
     "A perplexity with what is needed to quote it"
     loss: float # mean over the predicted tokens, nats per token
     tokens: int # predicted tokens
-    standard_error: float | None = None # of the loss, from the spread between blocks; None: only one block
+    standard_error: float | None = None # of the loss, from how blocks differ; None: only one block
     bits_per_byte: float | None = None # bits paid per byte of UTF-8 text; None: no tokenizer given
 
-    @property
-    def perplexity(self) -> float: return _exp(self.loss)
-
-    @property
-    def interval(self) -> tuple[float, float] | None: # 95% confidence interval of the perplexity
-        return self.standard_error and tuple(_exp(self.loss + z*self.standard_error) for z in (-1.96, 1.96))
-
-    def to_dict(self) -> dict: # ready for JSON
-        return vars(self) | dict(perplexity=self.perplexity, interval=self.interval)
-
-    def __str__(self): return ", ".join(f"{name} {figure}" for name, figure in _figures(self).items())
-
-    def _repr_markdown_(self):
-        head, body = (" | ".join(row) for row in zip(*_figures(self).items()))
-        return f"| {head} |\n|{' ---: |'*5}\n| {body} |"
-
-
+# %% ../../nbs/model/metric.ipynb #fe67c526
 def _exp(loss: float) -> float:
     "exp(loss); infinity where a float can't hold it"
     return math.inf if loss > 709 else math.exp(loss)
 
-# %% ../../nbs/model/metric.ipynb #8c377436
+
+@patch(as_prop=True)
+def perplexity(self: Perplexity) -> float:
+    "The exponential of the loss"
+    return _exp(self.loss)
+
+# %% ../../nbs/model/metric.ipynb #dabc9719
+@patch(as_prop=True)
+def interval(self: Perplexity) -> tuple[float, float] | None:
+    "The 95% confidence interval of the perplexity; None where the standard error isn't known"
+    if not self.standard_error:
+        return self.standard_error
+    margin = 1.96*self.standard_error
+    return _exp(self.loss - margin), _exp(self.loss + margin)
+
+# %% ../../nbs/model/metric.ipynb #7dec06b3
+@patch
+def to_dict(self: Perplexity) -> dict:
+    "All figures by their names, ready for JSON"
+    return vars(self) | {"perplexity": self.perplexity, "interval": self.interval}
+
+# %% ../../nbs/model/metric.ipynb #daa1030a
+def _figures(p: Perplexity) -> dict[str, str]:
+    "What a `Perplexity` shows: name → text"
+    interval, bits = "–", "–"
+    if p.interval:
+        low, high = p.interval
+        interval = f"{low:,.2f} – {high:,.2f}"
+    if p.bits_per_byte is not None:
+        bits = f"{p.bits_per_byte:.3f}"
+    return {"perplexity": f"{p.perplexity:,.2f}", "95%": interval,
+            "loss (nats/token)": f"{p.loss:.4f}", "bits per byte": bits, "tokens": f"{p.tokens:,}"}
+
+
+@patch
+def __str__(self: Perplexity):
+    return ", ".join(f"{name} {figure}" for name, figure in _figures(self).items())
+
+
+@patch
+def _repr_markdown_(self: Perplexity):
+    figures = _figures(self)
+    names, texts = " | ".join(figures), " | ".join(figures.values())
+    return f"| {names} |\n|{' ---: |'*5}\n| {texts} |"
+
+# %% ../../nbs/model/metric.ipynb #9b557d6e
 class LossSums:
-    "Running float64 sums from which a `Perplexity` comes: constant memory, and no trace of the batches"
-    def __init__(self): self.rows, self.total, self.moments, self.nbytes = 0, 0, 0, None
+    "Running float64 sums from which a `Perplexity` comes: constant memory, no trace of batches"
 
-    def add(self,
-        losses, # (rows, positions) nats; numbers that aren't counted may be anything
-        counted, # (rows, positions) bool: the losses to count
-        nbytes=None, # bytes of text that the counted tokens stand for
-    ):
-        "Count more losses; a row is a unit of the standard error"
-        import numpy as np
-        losses, counted = np.asarray(losses, np.float64), np.asarray(counted, bool)
-        sums = np.stack([np.where(counted, losses, 0).sum(-1), counted.sum(-1)], 1)
-        sums = sums[sums[:, 1] > 0]
-        self.rows, self.total = self.rows + len(sums), self.total + sums.sum(0)
-        self.moments = self.moments + (sums[:, :, None]*sums[:, None]).sum(0)  # the last digit of @ isn't always the same
-        if nbytes is not None: self.nbytes = (self.nbytes or 0) + int(nbytes)
+    def __init__(self):
+        self.rows = 0 # with at least one token that counts
+        self.total = 0 # (summed loss, tokens)
+        self.moments = 0 # (2, 2): products of the two, summed over rows
+        self.nbytes = None
 
-    def result(self) -> Perplexity:
-        "The exact token mean of what was added; `ValueError` if that was nothing"
-        import numpy as np
-        if not self.rows: raise ValueError("There is no token to predict. Give a text of two tokens or more.")
-        (nats, tokens), n = self.total.tolist(), self.rows
-        contrast = np.array([1, -nats/tokens])
-        spread = max((np.outer(contrast, contrast)*self.moments).sum(), 0) if math.isfinite(nats) else math.nan
-        error = math.sqrt(n/(n - 1)*spread)/tokens if n > 1 else None
-        return Perplexity(nats/tokens, int(tokens), error, nats/math.log(2)/self.nbytes if self.nbytes else None)
+# %% ../../nbs/model/metric.ipynb #9c78671a
+@patch
+def add(
+    self: LossSums,
+    losses, # (rows, positions) nats; numbers that aren't counted may be anything
+    counted, # (rows, positions) bool: the losses to count
+    nbytes=None, # bytes of text that the counted tokens stand for
+):
+    "Count more losses; a row is a unit of the standard error"
+    losses, counted = np.asarray(losses, np.float64), np.asarray(counted, bool)
+    sums = np.stack([np.where(counted, losses, 0).sum(-1), counted.sum(-1)], 1)
+    sums = sums[sums[:, 1] > 0]
+    self.rows = self.rows + len(sums)
+    self.total = self.total + sums.sum(0)
+    products = sums[:, :, None]*sums[:, None]
+    self.moments = self.moments + products.sum(0)  # the last digit of @ isn't always the same
+    if nbytes is not None:
+        self.nbytes = (self.nbytes or 0) + int(nbytes)
+
+# %% ../../nbs/model/metric.ipynb #dff87e86
+@patch
+def result(self: LossSums) -> Perplexity:
+    "The exact token mean of what was added; `ValueError` if that was nothing"
+    if not self.rows:
+        raise ValueError("There is no token to predict. Give a text of two tokens or more.")
+    nats, tokens = self.total.tolist()
+    contrast = np.array([1, -nats/tokens])
+    spread = math.nan
+    if math.isfinite(nats):
+        spread = max((np.outer(contrast, contrast)*self.moments).sum(), 0)
+    error = bits = None
+    if self.rows > 1:
+        error = math.sqrt(self.rows/(self.rows - 1)*spread)/tokens
+    if self.nbytes:
+        bits = nats/math.log(2)/self.nbytes
+    return Perplexity(nats/tokens, int(tokens), error, bits)
 
 # %% ../../nbs/model/metric.ipynb #3eddf9e2
-class _StreamingMetric:
+class _Streaming:
     "What `perplexity_metric` adds to `evaluate.Metric`"
+    sums = None
+
     def _info(self):
         import evaluate
-        from datasets import Features, List, Value
         features = Features(predictions=List(Value("float32")), references=List(Value("int64")))
-        inputs = "predictions: (rows, T-1) token losses, nats. references: (rows, T) labels; -100 isn't counted."
-        return evaluate.MetricInfo(description="Perplexity: exp of the mean token loss", citation="", features=features,
-                                   inputs_description=inputs)
+        inputs = ("predictions: (rows, T-1) token losses, nats. "
+                  "references: (rows, T) labels; -100 isn't counted.")
+        description = "Perplexity: exp of the mean token loss"
+        return evaluate.MetricInfo(description=description, citation="",
+                                   features=features, inputs_description=inputs)
 
     def add_batch(self, *, predictions=None, references=None):
         "Count a batch of token losses. "
-        import numpy as np
         counted = np.asarray(references)[:, 1:] != -100
-        self.sums = getattr(self, "sums", None) or LossSums()
+        if self.sums is None:
+            self.sums = LossSums()
         self.sums.add(predictions, counted)
 
     def add(self, *, prediction=None, reference=None):
@@ -102,32 +150,46 @@ class _StreamingMetric:
 
     def compute(self, *, predictions=None, references=None):
         "The mean over all tokens counted since the last `compute`. "
-        if predictions is not None: self.add_batch(predictions=predictions, references=references)
-        result, self.sums = getattr(self, "sums", None) or LossSums(), None
-        result = result.result()
-        return dict(loss=result.loss, perplexity=result.perplexity, tokens=result.tokens)
+        if predictions is not None:
+            self.add_batch(predictions=predictions, references=references)
+        sums, self.sums = self.sums or LossSums(), None
+        found = sums.result()
+        return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
 
-# %% ../../nbs/model/metric.ipynb #980b717f
+
 def perplexity_metric(): # an `evaluate.Metric`; works offline, in constant memory
-    "Perplexity as a metric: token losses are its predictions, labels (-100: not counted) its references"
+    "Perplexity as a metric: predictions are token losses, references labels (-100: not counted)"
     import evaluate
-    return type("PerplexityMetric", (_StreamingMetric, evaluate.Metric), {})()
+
+    class PerplexityMetric(_Streaming, evaluate.Metric):
+        "The exact perplexity of token losses"
+
+    return PerplexityMetric()
 
 # %% ../../nbs/model/metric.ipynb #65000334
-def perplexity_hooks() -> dict: # `preprocess_logits_for_metrics` and `compute_metrics`
-    "Arguments that make `Trainer` report the exact perplexity: `Trainer(..., **perplexity_hooks())`"
-    metric = perplexity_metric()
-    def losses_only(logits, labels):
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        return logit_losses(logits, labels) if logits.ndim == 3 else logits  # a model may have made losses of them itself
-    def compute_metrics(prediction, compute_result=True):
-        metric.add_batch(predictions=_cpu(prediction.predictions), references=_cpu(prediction.label_ids))
-        if not compute_result: return {}
-        exact = metric.compute()
-        return dict(perplexity=exact["perplexity"], token_loss=exact["loss"], tokens=exact["tokens"])
-    return dict(preprocess_logits_for_metrics=losses_only, compute_metrics=compute_metrics)
-
-
 def _cpu(values):
     "A tensor from wherever it is; arrays as they are"
     return values.cpu() if hasattr(values, "cpu") else values
+
+
+def perplexity_hooks() -> dict: # `preprocess_logits_for_metrics` and `compute_metrics`
+    "What makes `Trainer` report the exact perplexity: `Trainer(..., **perplexity_hooks())`"
+    metric = perplexity_metric()
+
+    def losses_only(logits, labels):
+        if isinstance(logits, tuple):
+            logits = logits[0]
+        if logits.ndim == 3:
+            return logit_losses(logits, labels)
+        return logits  # a model may have made losses of them itself
+
+    def compute_metrics(prediction, compute_result=True):
+        losses, labels = _cpu(prediction.predictions), _cpu(prediction.label_ids)
+        metric.add_batch(predictions=losses, references=labels)
+        if not compute_result:
+            return {}
+        exact = metric.compute()
+        return {"perplexity": exact["perplexity"], "token_loss": exact["loss"],
+                "tokens": exact["tokens"]}
+
+    return {"preprocess_logits_for_metrics": losses_only, "compute_metrics": compute_metrics}

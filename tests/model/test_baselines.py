@@ -7,7 +7,7 @@ import numpy as np, pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given, settings, strategies as st
 
-from clm_nb.model.baselines import NGram, PerplexityTable, _discounts, baselines, kneser_ney
+from clm_nb.model.baselines import NGram, PerplexityTable, baselines, discounts, kneser_ney
 from clm_nb.model.metric import Perplexity
 from clm_nb.perplexity import perplexity
 from tiny import gpt2, texts, tokenizer
@@ -96,9 +96,9 @@ def test_both_kinds_of_discounts_are_tested():
     "The estimates are used on the larger rows above, the half counts on the smaller ones"
     counts = lambda size: list(Counter(t for row in zipf_rows(*size) for t in zip(row, row[1:])).values())
     half = [0, 0.5, 1, 1.5]
-    assert _discounts(counts((5, 4, 12))).tolist() == half
-    assert _discounts(counts((60, 40, 30))).tolist() != half
-    np.testing.assert_allclose(_discounts(np.repeat([1, 2, 3, 4, 9], [40, 15, 8, 5, 3])),
+    assert discounts(counts((5, 4, 12))).tolist() == half
+    assert discounts(counts((60, 40, 30))).tolist() != half
+    np.testing.assert_allclose(discounts(np.repeat([1, 2, 3, 4, 9], [40, 15, 8, 5, 3])),
                                [0, 1 - 2*4/7*15/40, 2 - 3*4/7*8/15, 3 - 4*4/7*5/8])
 
 

@@ -44,8 +44,8 @@ def counted(monkeypatch):
 def small_parts(monkeypatch, tokens, rows=10**9):
     "The loss, so many tokens at a time, of which so many at a time become float32"
     cut = lambda n: lambda a, b, *_: zip(a.split(n), b.split(n))
-    monkeypatch.setattr(clm_nb.model.loss, "_parts", cut(tokens))
-    monkeypatch.setattr(clm_nb.model.loss, "_rows_at_once", cut(rows))
+    monkeypatch.setattr(clm_nb.model.loss, "token_parts", cut(tokens))
+    monkeypatch.setattr(clm_nb.model.loss, "rows_at_once", cut(rows))
 
 
 def layer(tokens, width, vocabulary, dtype=torch.float32):
@@ -122,11 +122,11 @@ def test_in_autocast_the_products_are_bf16_and_the_sums_float32(monkeypatch):
 
 def test_a_part_is_2_to_the_26_logits_and_what_is_float32_at_once_2_to_the_20():
     weight, hidden, targets = torch.empty(1, 2).expand(2**20, 2), torch.empty(150, 2), torch.empty(150)
-    assert [len(h) for h, _ in clm_nb.model.loss._parts(hidden, targets, weight)] == [64, 64, 22]
+    assert [len(h) for h, _ in clm_nb.model.loss.token_parts(hidden, targets, weight)] == [64, 64, 22]
     logits = torch.empty(1, 1).expand(10, 2**18)
-    assert [len(row) for row, _ in clm_nb.model.loss._rows_at_once(logits, targets[:10])] == [4, 4, 2]
+    assert [len(row) for row, _ in clm_nb.model.loss.rows_at_once(logits, targets[:10])] == [4, 4, 2]
     for n, most in ((2**27, 1), (1, 150)):
-        assert len(next(clm_nb.model.loss._parts(hidden, targets, torch.empty(1, 2).expand(n, 2)))[0]) == most
+        assert len(next(clm_nb.model.loss.token_parts(hidden, targets, torch.empty(1, 2).expand(n, 2)))[0]) == most
 
 
 def make_blocks(kind="full", rows=24, block=16):
