@@ -956,10 +956,10 @@ class Halves(TorchDispatchMode):
 
 def in_sight(monkeypatch, mode):
     "What `stream` does in its thread counts, too"
-    work = clm_nb.generate._Turns.work
+    work = clm_nb.generate.Turns.work
     def watched(self, run):
         with mode: work(self, run)
-    monkeypatch.setattr(clm_nb.generate._Turns, "work", watched)
+    monkeypatch.setattr(clm_nb.generate.Turns, "work", watched)
 
 
 everything = {
