@@ -84,5 +84,6 @@ def load_corpus(
     if ledger is not None:
         for part, records in data.items():
             dropped = read[part] - len(records)
-            ledger.add("load", part, read=read[part], dropped_duplicates=dropped, records=len(records))
+            ledger.add("load", part, read=read[part], dropped_duplicates=dropped,
+                       records=len(records))
     return data
