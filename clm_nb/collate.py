@@ -34,12 +34,12 @@ def rectangle(
 # %% ../nbs/04_collate.ipynb #a3e076e6
 @dataclass
 class CausalCollator:
-    "Rows of `input_ids` (and `attention_mask`, `position_ids`) into tensors of shape (batch, longest row)"
+    "Rows of `input_ids` (and `attention_mask`, `position_ids`) into tensors, (batch, longest row)"
     pad_token_id: int = 0 # fills short rows; masked, so that any id will do
     pad_to_multiple_of: int | None = None # e.g. 8 for tensor cores
 
     def __call__(self, rows: list[dict]) -> dict:
-        "`input_ids`, `labels` and `attention_mask` (or `position_ids`), int64, (batch, block)"
+        "`input_ids`, `labels` and `attention_mask` (or `position_ids`), int64, (batch, row)"
         multiple = self.pad_to_multiple_of or 1
         ids = rectangle(rows, "input_ids", self.pad_token_id, multiple)
         mask = rectangle(rows, "attention_mask", 0, multiple)
@@ -98,7 +98,7 @@ def of(
     cls: BlockRows,
     blocks: Dataset, # from `group`, or any other rows of token ids
 ):
-    "`BlockRows` where the rows of a `Dataset` can be had that way; else the `Dataset`, in NumPy's format"
+    "`BlockRows` where the rows can be had that way; else the `Dataset`, in NumPy's format"
     names = {"input_ids", "attention_mask", "position_ids"}
     kept = blocks.select_columns([name for name in blocks.column_names if name in names])
     equal = all(isinstance(kind, List) and kind.length > 0 for kind in kept.features.values())

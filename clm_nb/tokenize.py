@@ -36,7 +36,7 @@ def tokenizer_json(
     tokenizer, # a fast tokenizer
     allow_special: bool = False, # a special token spelled out in a text is that token
 ) -> str:
-    "What decides the encoding, and nothing else: no padding, no truncation, no added tokens around the text"
+    "What decides the encoding, and nothing else: no padding, no truncation, no added tokens"
     # the model is megabytes of vocabulary, which needn't be parsed
     rest, model = tokenizer.backend_tokenizer.to_str().split(',"model":', 1)
     spec = json.loads(rest + "}")
@@ -173,7 +173,7 @@ def choose_encoder(
     sample: list[str], # texts to compare on
     tokenizer=None, # the tokenizer itself, which spares making it anew from `spec`
 ) -> str: # "gigatoken", or "tokenizers" where gigatoken doesn't serve this tokenizer
-    "The fastest encoder that gives the same ids as `tokenizers` on the sample; `RuntimeError` on a difference"
+    "The fastest encoder that gives the ids of `tokenizers`; `RuntimeError` on a difference"
     try:
         encode_function(spec, "gigatoken")
     except (ImportError, ValueError, RuntimeError, NotImplementedError) as error:
@@ -185,7 +185,8 @@ def choose_encoder(
         return "gigatoken"
     for text, ours, theirs in zip(sample, found, encoded_ids(sample, spec, "tokenizers")):
         if ours != theirs:
-            raise RuntimeError(f"gigatoken and tokenizers differ on {text[:200]!r}: {ours[:50]} and {theirs[:50]}. "
+            raise RuntimeError(f"gigatoken and tokenizers differ on {text[:200]!r}: "
+                               f"{ours[:50]} and {theirs[:50]}. "
                                "Use encoder='tokenizers', and please report this text.")
     return "gigatoken"
 
@@ -217,7 +218,7 @@ def tokenize(
     documents: DatasetDict, # with a column "text", from `flatten`
     tokenizer, # a fast tokenizer, from `load_tokenizer`
     add_eos: bool = True, # close every document; False: the tutorial's way
-    allow_special: bool = False, # a special token spelled out in a text is that token, as in the tutorial
+    allow_special: bool = False, # a spelled-out special token is that token, as in the tutorial
     encoder: str = "auto", # "gigatoken", "tokenizers", or "auto": the first where it serves
     num_proc: int | None = None, # processes; gigatoken uses all cores by itself
     batch_size: int = 1000, # documents per call
@@ -225,7 +226,8 @@ def tokenize(
 ) -> DatasetDict: # with the single column "input_ids", a list of int32 per document
     "The token ids of every document, EOS at the end of each"
     if encoder not in ("auto", "gigatoken", "tokenizers"):
-        raise ValueError(f"encoder={encoder!r} is unknown. Use 'auto', 'gigatoken' or 'tokenizers'.")
+        raise ValueError(f"encoder={encoder!r} is unknown. "
+                         "Use 'auto', 'gigatoken' or 'tokenizers'.")
     prefix, suffix = document_affixes(tokenizer, add_eos)
     spec = tokenizer_json(tokenizer, allow_special)
     versions = made_by("datasets", "gigatoken", "pyarrow", "tokenizers")

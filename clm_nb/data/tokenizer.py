@@ -32,8 +32,8 @@ def train_tokenizer(
                                   initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
                                   show_progress=False)
     bpe.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=end_of_text, eos_token=end_of_text,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=end_of_text,
+                                   eos_token=end_of_text, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/data/tokenizer.ipynb #9b62754b
 def load_tokenizer(
@@ -48,7 +48,8 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except Exception as e:  # tokenizers raises bare ones for a broken file
-        raise ValueError(f"{name_or_path} holds no tokenizer that can be loaded: {first_line(e)}") from e
+        raise ValueError(f"{name_or_path} holds no tokenizer that can be loaded: "
+                         f"{first_line(e)}") from e
     if not tokenizer.is_fast:
         raise ValueError(f"{name_or_path} has no fast tokenizer (tokenizer.json). "
                          "Convert it, or name another tokenizer.")
