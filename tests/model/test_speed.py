@@ -481,8 +481,8 @@ def test_the_tokenizers_json_is_what_parsing_all_of_it_gives(kind, allow_special
 @pytest.fixture
 def encoders(monkeypatch):
     "Which encoders were made from a specification"
-    made, make = [], clm_nb.tokenize._encode_function.__wrapped__
-    monkeypatch.setattr(clm_nb.tokenize, "_encode_function", lambda spec, name: made.append(name) or make(spec, name))
+    made, make = [], clm_nb.tokenize.encode_function.__wrapped__
+    monkeypatch.setattr(clm_nb.tokenize, "encode_function", lambda spec, name: made.append(name) or make(spec, name))
     return made
 
 
@@ -498,7 +498,7 @@ def test_the_tokenizer_itself_checks_the_encoder_where_it_can(how, encoders):
 
 @pytest.mark.parametrize("given", [False, True])
 def test_an_encoder_that_lies_is_found_out(given, monkeypatch):
-    tok, make = tokenizer(), clm_nb.tokenize._encode_function
+    tok, make = tokenizer(), clm_nb.tokenize.encode_function
     def lies(spec, name):
         encode = make(spec, name)
         def changed(texts):
@@ -507,7 +507,7 @@ def test_an_encoder_that_lies_is_found_out(given, monkeypatch):
             ids[-1] += name == "gigatoken"
             return ids, offsets
         return changed
-    monkeypatch.setattr(clm_nb.tokenize, "_encode_function", lies)
+    monkeypatch.setattr(clm_nb.tokenize, "encode_function", lies)
     with pytest.raises(RuntimeError, match="gigatoken and tokenizers differ"):
         choose_encoder(tokenizer_json(tok), texts, tok if given else None)
 
@@ -517,7 +517,7 @@ def test_the_garbage_collector_is_as_it_was():
     for on in (True, False):
         (gc.enable if on else gc.disable)()
         try:
-            with pytest.raises(ZeroDivisionError), clm_nb.tokenize._no_gc():
+            with pytest.raises(ZeroDivisionError), clm_nb.tokenize.paused_gc():
                 assert not gc.isenabled()
                 1/0
             assert gc.isenabled() is on
