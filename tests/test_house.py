@@ -14,7 +14,7 @@ model/device model/model model/loss model/metric model/baselines model/sampling 
 perplexity generate
 training/waiting training/settings training/runs training/share training/charts training/watch training/trainer training/lr_finder
 train
-look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/heatmap look/results look/distribution
+look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/token_table look/heatmap look/results look/distribution
 look/explorer_bars look/explorer look/answers look/generation_app look/serve look/report look/run
 core
 arguments cli""".split()

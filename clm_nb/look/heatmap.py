@@ -11,7 +11,8 @@ __all__ = ['contrast_ratio']
 import math, unicodedata
 from html import escape
 from .token_text import visible_text
-from .loss_map import LossMap, short_percent
+from .loss_map import LossMap
+from .token_table import short_percent
 
 # %% ../../nbs/look/heatmap.ipynb #f8bf59cf
 _sequential = "fff7ec fee8c8 fdd49e fdbb84 fc8d59 ef6548 d7301f b30000 7f0000".split()

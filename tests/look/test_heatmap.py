@@ -3,7 +3,7 @@ import math, re
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from clm_nb.look import heatmap, loss_map as numbers, token_text
+from clm_nb.look import heatmap, token_table, token_text
 from clm_nb.look.token_text import visible_text
 from clm_nb.look.loss_map import loss_map
 from clm_nb.look.heatmap import contrast_ratio
@@ -153,7 +153,7 @@ def test_a_box_tells_loss_probability_rank_and_favourites_of_both_models():
     for i in (1, 7, len(m) - 1):
         for one, title in ((m.base, titles[i]), (m, titles[len(m) + i])):
             assert f"loss {one.losses[i]:.2f} nats" in title and f"rank {one.ranks[i]:,} of 400" in title
-            assert f"p {numbers.short_percent(math.exp(-one.losses[i]))}" in title
+            assert f"p {token_table.short_percent(math.exp(-one.losses[i]))}" in title
             lines = title.split("\n")[-5:]
             assert all(visible_text(name) in line for (name, _), line in zip(one.preferred[i], lines))
             assert [line.endswith("◂") for line in lines] == [r == one.ranks[i] for r in range(1, 6)]
@@ -231,7 +231,7 @@ def test_bars_are_as_long_as_their_share():
 
 
 def test_percentages_keep_a_digit():
-    assert [numbers.short_percent(p) for p in (1, 0.431, 0.00123, 0.00004)] == ["100.0%", "43.1%", "0.1%", "0.004%"]
+    assert [token_table.short_percent(p) for p in (1, 0.431, 0.00123, 0.00004)] == ["100.0%", "43.1%", "0.1%", "0.004%"]
 
 
 @pytest.mark.parametrize("given, message", [
