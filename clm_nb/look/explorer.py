@@ -11,10 +11,8 @@ __all__ = ['NextTokenExplorer']
 import math
 from html import escape
 from itertools import cycle
-
 import torch
 from fastcore.basics import patch
-
 from ..model.model import context_length
 from ..model.sampling import check_options, own_rng, prompt_ids, sampling_probabilities
 from .html import LiveView
@@ -39,7 +37,8 @@ class NextTokenExplorer(Explored, LiveView):
         self.set(prompt=prompt, n=n)
 
     def __repr__(self):
-        return f"NextTokenExplorer({', '.join(self.models)}; {len(self.ids)} tokens; {self.settings})"
+        names = ", ".join(self.models)
+        return f"NextTokenExplorer({names}; {len(self.ids)} tokens; {self.settings})"
 
 # %% ../../nbs/look/explorer.ipynb #db5e30fb
 @patch
@@ -114,14 +113,13 @@ def _line_html(self: NextTokenExplorer) -> str:
     prompt = escape(self.prompt.value)
     chips = [token_chip(token_label(self.tokenizer, i), "", "#f0e442") for i in self._appended]
     count = f"{len(self._prompt_ids)} + {len(self._appended)} tokens"
-    alert = ""
-    if self.message:
-        alert = ('<div role="alert" style="border-left:4px solid #d55e00;padding-left:8px">'
-                 f'{escape(self.message)}</div>')
+    style = "border-left:4px solid #d55e00;padding-left:8px"
+    alert = f'<div role="alert" style="{style}">{escape(self.message)}</div>'
     return ('<div style="font-size:16px;line-height:1.6;overflow-wrap:anywhere">'
             f'<span style="white-space:pre-wrap;font-family:monospace">{prompt}</span>'
             f'{"".join(chips)} '
-            f'<span style="{muted};font-size:14px;white-space:nowrap">{count}</span>{alert}</div>')
+            f'<span style="{muted};font-size:14px;white-space:nowrap">{count}</span>'
+            f'{alert if self.message else ""}</div>')
 
 # %% ../../nbs/look/explorer.ipynb #6f225417
 @patch(as_prop=True)
