@@ -28,7 +28,7 @@ from clm_nb.look.explorer import NextTokenExplorer
 NextTokenExplorer({"base": tiny.gpt2(), "fine-tuned": tiny.gpt2(n_head=4)}, tokenizer, "The quick brown fox")
 """
 heat_map = """
-from clm_nb.look.loss_map import loss_map
+from clm_nb.look.heatmap import loss_map
 loss_map(tiny.gpt2(), tokenizer, "The quick brown fox jumps over the lazy dog.", base=tiny.gpt2(n_head=4))
 """
 training = """

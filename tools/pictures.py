@@ -153,7 +153,7 @@ def lr_finder(page, path):
 def heatmap(page, path):
     "The three views of a short text, the box of one token open in the last, with room below it"
     from clm_nb.flatten import flatten
-    from clm_nb.look.loss_map import loss_map
+    from clm_nb.look.heatmap import loss_map
     from clm_nb.load import load_corpus
     base, model, tokenizer = models()
     texts = flatten(load_corpus("python-docs"))["test"]["text"]

@@ -9,79 +9,25 @@ __all__ = ['NextTokenExplorer']
 
 # %% ../../nbs/look/explorer.ipynb #imports
 import math
+from html import escape
+from itertools import cycle
+import torch
+from fastcore.basics import patch
 from ..model.model import context_length
 from ..model.sampling import check_options, own_rng, prompt_ids, sampling_probabilities
 from .html import LiveView
 from .token_text import token_label
-from .distribution import Distribution, Explored, LikelyPath, checked_options, distribution, percent
-from .explorer_bars import bar_scale, colours, head_html, muted, path_html, row_style, token_bars, token_chip
-
-# %% ../../nbs/look/explorer.ipynb #a05800b2
-def _sliders(n: int) -> dict:
-    "The controls of the distribution, by name"
-    import ipywidgets as w
-    long = dict(continuous_update=True, layout=w.Layout(flex="1 1 260px", max_width="400px"),
-                style=dict(description_width="90px"))
-    return dict(temperature=w.FloatSlider(1.0, min=0.05, max=3.0, step=0.05, description="temperature", **long),
-                top_k=w.IntSlider(0, min=0, max=100, description="top-k (0: all)", **long),
-                top_p=w.FloatSlider(1.0, min=0.01, max=1.0, step=0.01, description="top-p (1: all)", **long),
-                n=w.IntSlider(n, min=1, max=50, description="rows", **long))
-
-# %% ../../nbs/look/explorer.ipynb #c1f5c55a
-class _Column:
-    "The widgets of one model"
-    def __init__(self, click, draw, name: str = ""):
-        import ipywidgets as w
-        self.click, self.buttons, self.head, self.bars, self.path = click, [], w.HTML(), w.HTML(), w.HTML()
-        self.bars.layout = w.Layout(flex="1 1 200px", margin="0", min_width="200px")
-        self.path.layout = w.Layout(flex="1 1 240px", margin="0 0 0 8px", min_width="220px")
-        self.draw = w.Button(description=f"Draw one: {name}" if name else "Draw one",
-                             tooltip="Append a token drawn at random with these settings",
-                             layout=w.Layout(width="auto", max_width="99%", align_self="flex-start"))
-        self.draw.on_click(lambda _: draw())
-        self.tokens = w.VBox(layout=w.Layout(flex="0 0 130px", margin="0"))
-        rows = w.HBox([self.tokens, self.bars], layout=w.Layout(flex="2 1 380px", align_items="flex-start"))
-        beside = w.HBox([rows, self.path], layout=w.Layout(flex_flow="row wrap", align_items="flex-start"))
-        self.ui = w.VBox([self.head, self.draw, beside],
-                         layout=w.Layout(flex="1 1 400px", margin="0 12px 8px 0", min_width="0"))
-
-    def button(self, row: int):
-        "The button of a row, made when it is needed first: the keyboard's focus stays on it from token to token"
-        import ipywidgets as w
-        while len(self.buttons) <= row:
-            new = w.Button(layout=w.Layout(width="126px", height=f"{row_style - 2}px", margin="1px 0", padding="0 4px"))
-            new.style.font_family, new.token_id = "monospace", None
-            new.on_click(lambda button: self.click(button.token_id))
-            self.buttons.append(new)
-        return self.buttons[row]
-
-# %% ../../nbs/look/explorer.ipynb #97a36aad
-def _show(self, name: str, shown: Distribution, path: LikelyPath, colour: str, scale: float, full: bool):
-    "Bring the column up to date"
-    for row, (label, token_id, cut) in enumerate(zip(shown.tokens, shown.ids, shown.cut)):
-        button = self.button(row)
-        button.description, button.token_id, button.disabled = label, token_id, full
-        button.tooltip = f"append token {token_id}"
-        button.style.text_decoration = "line-through" if cut else "none"
-    self.tokens.children = self.buttons[:len(shown.ids)]
-    self.draw.disabled = full
-    self.head.value, self.path.value = head_html(name, shown, colour, scale), path_html(path, colour)
-    self.bars.value = token_bars(shown, colour, scale, labels=False)
-
-
-def _clear(self):
-    "No distribution: no rows"
-    self.tokens.children, self.draw.disabled = (), True
-    self.head.value = self.bars.value = self.path.value = ""
-
-
-_Column.show, _Column.clear = _show, _clear
+from .distribution import Distribution, distribution as _distribution
+from .likely_path import Explored, LikelyPath, checked_options
+from .explorer_bars import bar_scale, bars_figure, colours, column_html
+from .explorer_bars import muted, token_chip
+from .explorer_column import ModelColumn, option_sliders
 
 # %% ../../nbs/look/explorer.ipynb #cee4f3e3
 class NextTokenExplorer(Explored, LiveView):
-    "The next token's distribution as bars, reshaped by sliders, continued by clicks; in `ui`, and by methods"
+    "The next token's distribution as bars, reshaped by sliders, continued by clicks or by methods"
     def __init__(self,
-        models, # a causal language model, or a dict of several by name, which are shown side by side
+        models, # a causal language model, or a dict of several by name, shown side by side
         tokenizer, # the one tokenizer of all of them
         prompt: str = "", # may be empty: the beginning of a document
         n: int = 15, # rows: how many of the likeliest tokens
@@ -90,225 +36,215 @@ class NextTokenExplorer(Explored, LiveView):
         self._build(15)
         self.set(prompt=prompt, n=n)
 
-    @property
-    def text(self) -> str: # an unfinished character waits for its last byte
-        "The prompt with what was appended"
-        decode = lambda ids: self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return self.prompt.value + decode(self.ids)[len(decode(self._prompt_ids)):].rstrip("\ufffd")
-
-    @property
-    def settings(self) -> dict: # temperature, top_k, top_p
-        "The options that the sliders stand at"
-        return {name: self.controls[name].value for name in ("temperature", "top_k", "top_p")}
+    def __repr__(self):
+        names = ", ".join(self.models)
+        return f"NextTokenExplorer({names}; {len(self.ids)} tokens; {self.settings})"
 
 # %% ../../nbs/look/explorer.ipynb #db5e30fb
-def _build(self, n: int):
-    "The widgets; each control is an attribute too"
+@patch
+def _build(self: NextTokenExplorer, n: int):
+    "The widgets"
     import ipywidgets as w
     wide, wrap = w.Layout(width="99%"), w.Layout(flex_flow="row wrap", align_items="flex-start")
-    self.prompt = w.Textarea(description="prompt", placeholder="Some text to go on with", rows=2, layout=wide)
-    self.controls = {"prompt": self.prompt, **_sliders(n)}
+    self.prompt = w.Textarea(description="prompt", placeholder="Some text to go on with", rows=2,
+                             layout=wide)
+    self.controls = {"prompt": self.prompt, **option_sliders(n)}
     vars(self).update(self.controls)
     self.undo_button = w.Button(description="Undo", icon="undo", tooltip="Take back the last token")
-    self.reset_button = w.Button(description="Reset", icon="refresh", tooltip="Take back all tokens and options")
+    self.reset_button = w.Button(description="Reset", icon="refresh",
+                                 tooltip="Take back all tokens and options")
     self.undo_button.on_click(lambda _: self.undo())
     self.reset_button.on_click(lambda _: self.reset())
     self.line, self._held = w.HTML(layout=wide), False
-    column = lambda name: _Column(self.append, lambda: self.draw(name), name if len(self.models) > 1 else "")
-    self.columns = {name: column(name) for name in self.models}
-    sliders = w.HBox([self.controls[name] for name in ("temperature", "top_k", "top_p")], layout=wrap)
+    self.columns = {}
+    for name in self.models:
+        self.columns[name] = ModelColumn(lambda token_id: self.append(token_id),
+                                         lambda name=name: self.draw(name),
+                                         name if len(self.models) > 1 else "")
+    sliders = w.HBox([self.temperature, self.top_k, self.top_p], layout=wrap)
     buttons = w.HBox([self.undo_button, self.reset_button, self.n], layout=wrap)
     columns = w.HBox([column.ui for column in self.columns.values()], layout=wrap)
     self.ui = w.VBox([self.prompt, sliders, self.line, buttons, columns])
-    for name, control in self.controls.items():
-        control.observe(self._on_prompt if name == "prompt" else self._on_slider, "value")
-
-
-NextTokenExplorer._build = _build
-
-# %% ../../nbs/look/explorer.ipynb #cf687504
-def _on_prompt(self, change):
-    "The prompt is another: its ids, and none appended"
-    back, self._appended, self._prompt_ids = len(self._appended), [], []
-    what = f"{back} appended token{'s were' if back > 1 else ' was'} taken back"
-    self.note = f"The prompt was edited: {what}." if back else ""
-    try: self._prompt_ids = prompt_ids(self.tokenizer, self.prompt.value)
-    except ValueError as e: self._asked, self._answers, self.error = [], {}, str(e)
-    self.refresh()
-
-
-def _on_slider(self, change): self.refresh()
-
-
-def _full(self) -> bool:
-    "No room for another token in one of the contexts"
-    return any(len(self.ids) >= (context_length(model.config) or math.inf) for model in self.models.values())
-
-
-NextTokenExplorer._on_prompt, NextTokenExplorer._on_slider, NextTokenExplorer._full = _on_prompt, _on_slider, _full
+    self.prompt.observe(lambda _: self._prompt_changed(), "value")
+    for slider in (self.temperature, self.top_k, self.top_p, self.n):
+        slider.observe(lambda _: self.refresh(), "value")
 
 # %% ../../nbs/look/explorer.ipynb #e1c76f1d
-def _distribution(self) -> dict[str, Distribution]: # by model name; empty where there is an `error`
-    "The next token of every model, before and after the options"
-    return {name: distribution(answer.logits[0], self.tokenizer, **self.settings, n=self.n.value)
+@patch(as_prop=True)
+def settings(self: NextTokenExplorer) -> dict: # temperature, top_k, top_p
+    "The values of the sliders"
+    return {name: self.controls[name].value for name in ("temperature", "top_k", "top_p")}
+
+
+@patch(as_prop=True)
+def distribution(self: NextTokenExplorer) -> dict[str, Distribution]: # empty if there is an `error`
+    "The next token of every model by name, before and after the options"
+    return {name: _distribution(answer.logits[0], self.tokenizer, **self.settings, n=self.n.value)
             for name, answer in self._answers.items()}
 
 
-def _paths(self) -> dict[str, LikelyPath]: # by model name; empty where there is an `error`
-    "The likeliest token each time, with the probability of each"
-    return {name: answer.path(self.tokenizer, **self.settings) for name, answer in self._answers.items()}
+@patch(as_prop=True)
+def path(self: NextTokenExplorer) -> dict[str, LikelyPath]: # empty if there is an `error`
+    "The likeliest token each time, by model, with the probability of each"
+    return {name: answer.path(self.tokenizer, **self.settings)
+            for name, answer in self._answers.items()}
+
+# %% ../../nbs/look/explorer.ipynb #d53849e3
+@patch
+def _full(self: NextTokenExplorer) -> bool:
+    "No room for another token in one of the contexts"
+    contexts = [context_length(model.config) or math.inf for model in self.models.values()]
+    return len(self.ids) >= min(contexts)
 
 
-NextTokenExplorer.distribution, NextTokenExplorer.path = property(_distribution), property(_paths)
+@patch(as_prop=True)
+def message(self: NextTokenExplorer) -> str: # empty: all is well
+    "What the reader has to know"
+    if self.error:
+        return self.error
+    if not self._full():
+        return self.note
+    return f"The context is full: {len(self.ids)} tokens. Undo, reset, or use a shorter prompt."
+
+
+@patch
+def _line_html(self: NextTokenExplorer) -> str:
+    "The tokens so far and the message, in HTML"
+    prompt = escape(self.prompt.value)
+    chips = [token_chip(token_label(self.tokenizer, i), "", "#f0e442") for i in self._appended]
+    count = f"{len(self._prompt_ids)} + {len(self._appended)} tokens"
+    style = "border-left:4px solid #d55e00;padding-left:8px"
+    alert = f'<div role="alert" style="{style}">{escape(self.message)}</div>'
+    return ('<div style="font-size:16px;line-height:1.6;overflow-wrap:anywhere">'
+            f'<span style="white-space:pre-wrap;font-family:monospace">{prompt}</span>'
+            f'{"".join(chips)} '
+            f'<span style="{muted};font-size:14px;white-space:nowrap">{count}</span>'
+            f'{alert if self.message else ""}</div>')
+
+# %% ../../nbs/look/explorer.ipynb #6f225417
+@patch(as_prop=True)
+def text(self: NextTokenExplorer) -> str: # an unfinished character waits for its last byte
+    "The prompt with what was appended"
+    def decode(ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=False,
+                                     clean_up_tokenization_spaces=False)
+
+    added = decode(self.ids)[len(decode(self._prompt_ids)):]
+    return self.prompt.value + added.rstrip("\ufffd")
 
 # %% ../../nbs/look/explorer.ipynb #23941772
-def _refresh(self):
+@patch
+def refresh(self: NextTokenExplorer):
     "Ask the models if the ids are others, and bring the view up to date"
-    if self._held: return
+    if self._held:
+        return
     self.ask()
     shown, paths, full = self.distribution, self.path, self._full()
     scale = bar_scale(shown.values())
     self.line.value, self.undo_button.disabled = self._line_html(), not self._appended
-    for (name, column), colour in zip(self.columns.items(), _cycled()):
-        if name in shown: column.show(name, shown[name], paths[name], colour, scale, full)
-        else: column.clear()
+    for (name, column), colour in zip(self.columns.items(), cycle(colours)):
+        if name in shown:
+            column.show(name, shown[name], paths[name], colour, scale, full)
+        else:
+            column.clear()
 
-
-def _cycled():
-    "The colours of the models, over and over"
-    from itertools import cycle
-    return cycle(colours)
-
-
-NextTokenExplorer.refresh = _refresh
-
-# %% ../../nbs/look/explorer.ipynb #18b905eb
-def _message(self) -> str: # empty: all is well
-    "What the reader has to know: an error, a full context, an edited prompt"
-    if self.error: return self.error
-    if not self._full(): return self.note
-    return f"The context is full: {len(self.ids)} tokens. Undo, reset, or use a shorter prompt."
-
-
-def _line_html(self) -> str:
-    "The tokens so far and the message, in HTML"
-    from html import escape
-    prompt = f'<span style="white-space:pre-wrap;font-family:monospace">{escape(self.prompt.value)}</span>'
-    chips = "".join(token_chip(token_label(self.tokenizer, i), "", "#f0e442") for i in self._appended)
-    count = f"{len(self._prompt_ids)} + {len(self._appended)} tokens"
-    alert = f'<div role="alert" style="border-left:4px solid #d55e00;padding-left:8px">{escape(self.message)}</div>'
-    return (f'<div style="font-size:16px;line-height:1.6;overflow-wrap:anywhere">{prompt}{chips} '
-            f'<span style="{muted};font-size:14px;white-space:nowrap">{count}</span>'
-            f'{alert if self.message else ""}</div>')
-
-
-NextTokenExplorer.message, NextTokenExplorer._line_html = property(_message), _line_html
+# %% ../../nbs/look/explorer.ipynb #cf687504
+@patch
+def _prompt_changed(self: NextTokenExplorer):
+    "The prompt is another: its ids, and none appended"
+    back, self._appended, self._prompt_ids = len(self._appended), [], []
+    what = "1 appended token was" if back == 1 else f"{back} appended tokens were"
+    self.note = f"The prompt was edited: {what} taken back." if back else ""
+    try:
+        self._prompt_ids = prompt_ids(self.tokenizer, self.prompt.value)
+    except ValueError as e:
+        self._asked, self._answers, self.error = [], {}, str(e)
+    self.refresh()
 
 # %% ../../nbs/look/explorer.ipynb #d59e2911
-def _set(self, **values): # prompt, temperature, top_k, top_p, n
+@patch
+def set(self: NextTokenExplorer, **values): # prompt, temperature, top_k, top_p, n
     "Set the controls; the explorer itself, for the next call"
     checked_options(self.controls, values)
-    options = {k: v for k, v in values.items() if k not in ("prompt", "n")}
+    options = {name: value for name, value in values.items() if name not in ("prompt", "n")}
     check_options(1, True, num_beams=1, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)
     self._held = True
     try:
-        for name, value in values.items(): self.controls[name].value = value
-        if self._asked is None: self._on_prompt(None)
-    finally: self._held = False
+        for name, value in values.items():
+            self.controls[name].value = value
+        if self._asked is None:
+            self._prompt_changed()
+    finally:
+        self._held = False
     self.refresh()
     return self
 
-
-NextTokenExplorer.set = _set
+# %% ../../nbs/look/explorer.ipynb #20efbdfc
+@patch
+def _repr_html_(self: NextTokenExplorer) -> str: # one fragment, without scripts
+    shown, paths, columns = self.distribution, self.path, ""
+    scale = bar_scale(shown.values())
+    for (name, d), colour in zip(shown.items(), cycle(colours)):
+        columns += column_html(name, d, paths[name], colour, scale)
+    settings = " · ".join(f"{name} {value:g}" for name, value in self.settings.items())
+    return (f'<div style="font-size:16px">{self._line_html()}'
+            f'<div style="margin:4px 0"><b>{settings}</b></div>'
+            f'<div style="display:flex;flex-wrap:wrap;gap:12px 28px">{columns}</div></div>')
 
 # %% ../../nbs/look/explorer.ipynb #aa71051c
-def _append(self, token_id: int):
+@patch
+def append(
+    self: NextTokenExplorer,
+    token_id: int, # of the vocabulary of all models
+):
     "Append a token by its id, and ask the models again; a full context takes no more, and says so"
     size = min(model.config.vocab_size for model in self.models.values())
     if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < size:
-        raise ValueError(f"token_id={token_id!r} is no token. Use a whole number from 0 to {size - 1}.")
-    if not self._full() and not self.error: self._appended, self.note = self._appended + [token_id], ""
+        raise ValueError(f"token_id={token_id!r} is no token. "
+                         f"Use a whole number from 0 to {size - 1}.")
+    if not self._full() and not self.error:
+        self._appended, self.note = self._appended + [token_id], ""
     self.refresh()
     return self
 
-
-def _draw(self, name: str | None = None, seed: int | None = None):
-    "Append a token drawn from the distribution of a model, the first if none is named"
-    import torch
+# %% ../../nbs/look/explorer.ipynb #713796f4
+@patch
+def draw(
+    self: NextTokenExplorer,
+    name: str | None = None, # of the model; None: the first
+    seed: int | None = None, # the same seed draws the same token
+):
+    "Append a token drawn from the distribution of a model"
     name = name or next(iter(self.models))
-    if name not in self.models: raise ValueError(f"name={name!r} is no model. Use one of {', '.join(self.models)}.")
-    if name not in self._answers: return self
+    if name not in self.models:
+        raise ValueError(f"name={name!r} is no model. Use one of {', '.join(self.models)}.")
+    if name not in self._answers:
+        return self
     probabilities = sampling_probabilities(self._answers[name].logits[:1], **self.settings)[0]
-    with own_rng(seed): drawn = torch.multinomial(probabilities, 1)
+    with own_rng(seed):
+        drawn = torch.multinomial(probabilities, 1)
     return self.append(int(drawn))
 
-
-NextTokenExplorer.append, NextTokenExplorer.draw = _append, _draw
-
 # %% ../../nbs/look/explorer.ipynb #32878fe8
-def _undo(self):
+@patch
+def undo(self: NextTokenExplorer):
     "Take back the last appended token, if there is one"
     self._appended, self.note = self._appended[:-1], ""
     self.refresh()
     return self
 
 
-def _reset(self):
+@patch
+def reset(self: NextTokenExplorer):
     "Take back all appended tokens, and the options: temperature 1, nothing cut; the prompt stays"
     self._appended, self.note = [], ""
     return self.set(temperature=1.0, top_k=0, top_p=1.0)
 
-
-NextTokenExplorer.undo, NextTokenExplorer.reset = _undo, _reset
-
-# %% ../../nbs/look/explorer.ipynb #94f08d65
-def _static_html(self) -> str: # one fragment, without scripts
-    "The current state"
-    shown, paths, columns = self.distribution, self.path, ""
-    scale = bar_scale(shown.values())
-    for (name, d), colour in zip(shown.items(), _cycled()):
-        bars = f'<div style="flex:2 1 360px;min-width:0">{token_bars(d, colour, scale)}</div>'
-        path = f'<div style="flex:1 1 240px;min-width:0">{path_html(paths[name], colour)}</div>'
-        body = f'<div style="display:flex;flex-wrap:wrap;gap:4px 16px">{bars}{path}</div>'
-        columns += f'<div style="flex:1 1 380px;min-width:0">{head_html(name, d, colour, scale)}{body}</div>'
-    settings = " · ".join(f"{name} {value:g}" for name, value in self.settings.items())
-    return (f'<div style="font-size:16px">{self._line_html()}<div style="margin:4px 0"><b>{settings}</b></div>'
-            f'<div style="display:flex;flex-wrap:wrap;gap:12px 28px">{columns}</div></div>')
-
-
-def _explorer_repr(self): return f"NextTokenExplorer({', '.join(self.models)}; {len(self.ids)} tokens; {self.settings})"
-
-
-NextTokenExplorer._repr_html_, NextTokenExplorer.__repr__ = _static_html, _explorer_repr
-
-# %% ../../nbs/look/explorer.ipynb #4ababe1c
-def _draw_bars(ax, shown: Distribution, colour: str, title: str):
-    "Outlines before, filled bars after, cut ones hatched"
-    at = range(len(shown.tokens))
-    ax.barh(at, shown.before, 0.8, facecolor=colour + "22", edgecolor=colour, label="the model")
-    ax.barh(at, shown.after, 0.4, color=colour, label="with these settings")
-    cut = [i for i in at if shown.cut[i]]
-    hatched = dict(fill=False, hatch="////", edgecolor=colour, linestyle="--", label="cut")
-    if cut: ax.barh(cut, [shown.before[i] for i in cut], 0.8, **hatched)
-    ax.set_yticks(list(at), shown.tokens, family="monospace", parse_math=False)
-    ax.invert_yaxis()
-    ax.set_xlabel("probability")
-    ax.set_title(title, parse_math=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="lower right")
-
-# %% ../../nbs/look/explorer.ipynb #86fd24ae
-def _plot(self): # `matplotlib.figure.Figure`
+# %% ../../nbs/look/explorer.ipynb #ae1f2f3b
+@patch
+def plot(self: NextTokenExplorer): # `matplotlib.figure.Figure`
     "The bars of every model, side by side"
-    from matplotlib.figure import Figure
-    shown = self.distribution
-    if not shown: raise ValueError(f"There is nothing to plot. {self.message}")
-    fig = Figure(figsize=(max(7, 5.2*len(shown)), 1.4 + 0.3*self.n.value), layout="constrained")
-    axes = fig.subplots(1, len(shown), sharex=True, squeeze=False)[0]
-    for ax, (name, d), colour in zip(axes, shown.items(), _cycled()):
-        _draw_bars(ax, d, colour, f"{name}: tokens left: {d.kept:,}\nmass kept: {percent(d.mass)}")
-    fig.suptitle(" · ".join(f"{name} {value:g}" for name, value in self.settings.items()))
-    return fig
-
-
-NextTokenExplorer.plot = _plot
+    if not self.distribution:
+        raise ValueError(f"There is nothing to plot. {self.message}")
+    title = " · ".join(f"{name} {value:g}" for name, value in self.settings.items())
+    return bars_figure(self.distribution, title)

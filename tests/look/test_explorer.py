@@ -3,7 +3,8 @@ import math
 import numpy as np, pytest, torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from clm_nb.look.token_text import token_label
-from clm_nb.look.distribution import _Answer, distribution, greedy_logits
+from clm_nb.look.distribution import distribution
+from clm_nb.look.likely_path import GreedyAnswer, greedy_logits
 from clm_nb.look.explorer import NextTokenExplorer
 from clm_nb.model.sampling import prompt_ids, sampling_probabilities
 from tiny import families, gpt2, llama, tokenizer
@@ -77,7 +78,7 @@ def test_the_path_s_shares_are_those_of_sampling_probabilities(options, kind):
     if kind == "cut": logits[:, 5:] = -math.inf
     for ids in (logits.argmax(-1).tolist(), [(row == row.max()).nonzero()[-1].item() for row in logits]):
         expected = sampling_probabilities(logits, **options)[range(12), ids].tolist()
-        assert _Answer(ids, logits).shares(**options) == pytest.approx(expected, abs=1e-6, rel=1e-5)
+        assert GreedyAnswer(ids, logits).shares(**options) == pytest.approx(expected, abs=1e-6, rel=1e-5)
 
 
 def test_a_slider_s_move_sorts_no_path(app, monkeypatch):
@@ -97,7 +98,7 @@ def test_a_slider_s_move_sorts_no_path(app, monkeypatch):
 def test_greedy_decoding_may_take_a_token_that_top_p_cuts_where_two_are_the_likeliest():
     logits = torch.full((1, 400), -30.0)
     logits[0, [3, 8]] = 5.0
-    shares = [_Answer([i], logits).path(tokenizer(), temperature=1.0, top_k=0, top_p=0.4) for i in (3, 8)]
+    shares = [GreedyAnswer([i], logits).path(tokenizer(), temperature=1.0, top_k=0, top_p=0.4) for i in (3, 8)]
     assert sorted(path.probability for path in shares) == [0.0, 1.0]
     assert sorted(path.summary().split("→ ")[1] for path in shares) == ["100 % with these settings", "never with these settings"]
     assert distribution(logits[0], tokenizer(), top_p=0.4, n=2).kept == 1

@@ -3,10 +3,11 @@ import math, re
 from html.parser import HTMLParser
 import numpy as np, pytest, torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
-from clm_nb.look import heatmap, loss_map as numbers, token_text
+from clm_nb.look import tints, token_table, token_text
 from clm_nb.look.token_text import visible_text
-from clm_nb.look.loss_map import loss_map
-from clm_nb.look.heatmap import contrast_ratio
+from clm_nb.look.heatmap import loss_map
+from clm_nb.look.tints import contrast_ratio
+from clm_nb.look.token_box import share_bar
 from clm_nb.perplexity import perplexity, token_losses, windows
 import tiny
 from tiny import families, gpt2, tokenizer
@@ -153,7 +154,7 @@ def test_a_box_tells_loss_probability_rank_and_favourites_of_both_models():
     for i in (1, 7, len(m) - 1):
         for one, title in ((m.base, titles[i]), (m, titles[len(m) + i])):
             assert f"loss {one.losses[i]:.2f} nats" in title and f"rank {one.ranks[i]:,} of 400" in title
-            assert f"p {numbers.short_percent(math.exp(-one.losses[i]))}" in title
+            assert f"p {token_table.short_percent(math.exp(-one.losses[i]))}" in title
             lines = title.split("\n")[-5:]
             assert all(visible_text(name) in line for (name, _), line in zip(one.preferred[i], lines))
             assert [line.endswith("◂") for line in lines] == [r == one.ranks[i] for r in range(1, 6)]
@@ -174,9 +175,9 @@ def test_tints_can_be_read_and_mean_the_same_in_both_models():
     losses = np.concatenate([m.base.losses[1:], m.losses[1:]])
     shades = np.array([luminance(s) for s in [*styles[1:len(m)], *styles[len(m) + 1:2*len(m)]]])
     assert (np.diff(shades[losses.argsort()]) <= 1e-9).all() and shades.max() > 1.5*shades.min()
-    neutral = heatmap._gain_look(0.0)[0]
-    assert neutral == "background:#ffffff;color:#000" and heatmap._gain_look(4)[0] != heatmap._gain_look(-4)[0]
-    blue, orange = (rgb(re.search(r"#(\w{6})", heatmap._gain_look(gain)[0])[1]) for gain in (3, -3))
+    neutral = tints.gain_look(0.0)[0]
+    assert neutral == "background:#ffffff;color:#000" and tints.gain_look(4)[0] != tints.gain_look(-4)[0]
+    blue, orange = (rgb(re.search(r"#(\w{6})", tints.gain_look(gain)[0])[1]) for gain in (3, -3))
     assert blue[2] > blue[0] and orange[0] > orange[2]
 
 
@@ -187,7 +188,7 @@ def test_contrast_is_that_of_the_guidelines():
 
 
 def test_colour_is_not_alone():
-    kinds = [heatmap._loss_look(x, 8)[1] for x in (1, 3, 5, 7)], [heatmap._gain_look(x)[1] for x in (-4, -2, -1, 0, 1, 2, 4)]
+    kinds = [tints.loss_look(x, 8)[1] for x in (1, 3, 5, 7)], [tints.gain_look(x)[1] for x in (-4, -2, -1, 0, 1, 2, 4)]
     for some in kinds: assert len({*some}) == len(some)
     m = loss_map(gpt2(), tok, text)
     numbers = re.findall("<sub>(.*?)</sub>", m.html(numbers=True))
@@ -226,12 +227,12 @@ def test_the_figure_has_a_bar_per_token():
 
 def test_bars_are_as_long_as_their_share():
     cells = {c: i for i, c in enumerate(" ▏▎▍▌▋▊▉█")}
-    for p in np.linspace(0, 1, 65): assert sum(cells[c] for c in heatmap._bar(p)) == round(p*64)
-    assert {len(heatmap._bar(p)) for p in (0, 0.5, 0.99, 1)} == {8}
+    for p in np.linspace(0, 1, 65): assert sum(cells[c] for c in share_bar(p)) == round(p*64)
+    assert {len(share_bar(p)) for p in (0, 0.5, 0.99, 1)} == {8}
 
 
 def test_percentages_keep_a_digit():
-    assert [numbers.short_percent(p) for p in (1, 0.431, 0.00123, 0.00004)] == ["100.0%", "43.1%", "0.1%", "0.004%"]
+    assert [token_table.short_percent(p) for p in (1, 0.431, 0.00123, 0.00004)] == ["100.0%", "43.1%", "0.1%", "0.004%"]
 
 
 @pytest.mark.parametrize("given, message", [
