@@ -136,14 +136,14 @@ class _Start:
 
 
 @patch
-def load_tokenizer(self: _Start):
+def make_tokenizer(self: _Start):
     "Its tokenizer; the revision is the model's, so it holds only where the two have one name"
     revision = self.revision if self.tokenizer_name == self.model_name else None
     return load_tokenizer(self.tokenizer_name, revision=revision, token=self.token)
 
 
 @patch
-def load_model(self: _Start, tokenizer):
+def make_model(self: _Start, tokenizer):
     "The model as it is before training, loaded anew"
     return load_model(self.model_name, self.config_name, tokenizer=tokenizer, seed=self.seed,
                       revision=self.revision, token=self.token)
@@ -205,7 +205,7 @@ def _check_start(start: _Start, tokenizer, block_size: int, prompt: str, isolate
         raise ValueError(f"The prompt's {length} tokens fill the model's context of {context}. "
                          "Use a shorter prompt.")
     if isolated:
-        check_isolation(start.load_model(tokenizer))
+        check_isolation(start.make_model(tokenizer))
     return context - length
 
 # %% ../nbs/09_core.ipynb #a595e3ca
@@ -233,7 +233,7 @@ def _measure(model, held_out, tokenizer, prompt: str, length: int, seed: int) ->
 def _measure_and_train(start, tokenizer, blocks, prompt, length, ledger, times, training) -> Run:
     "Measure, train, measure again; `training` holds more arguments of `train`"
     with times.stage("model", "Loading the model"):
-        model = start.load_model(tokenizer)
+        model = start.make_model(tokenizer)
     measure = partial(_measure, model, blocks["test"], tokenizer, prompt, length, start.seed)
     with times.stage("before", "Measuring the model before training"):
         before, sample_before = measure()
@@ -310,7 +310,7 @@ def finetune(
     settings = start.settings(training_args)
     args = _check_settings(output_dir, resume_from_checkpoint, settings)
     start.pin()
-    tokenizer = start.load_tokenizer()
+    tokenizer = start.make_tokenizer()
     data = _data_options(dataset_name, data, as_tutorial, token)
     room = _check_start(start, tokenizer, block_size, prompt or "", data.get("isolate_documents"))
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
@@ -324,7 +324,7 @@ def finetune(
     training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint)
     run = _measure_and_train(start, tokenizer, blocks, prompt, int(min(max_new_tokens, room - 8)),
                              ledger, times, training | settings)
-    return finish(run, partial(start.load_model, tokenizer))
+    return finish(run, partial(start.make_model, tokenizer))
 
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:
