@@ -9,160 +9,265 @@ __all__ = ['train_parser', 'train_command', 'demo_command', 'perplexity_command'
            'cache_command', 'main']
 
 # %% ../nbs/10_cli.ipynb #imports
-import argparse, json, sys
+import argparse
+import json
+import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+
 from .training.waiting import waiting
-from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser, PerplexityArguments
-from .arguments import ScratchArguments, about, boolean, command_parser, defaults, file_flags, flag, parse_training
+from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
+from .arguments import PerplexityArguments, ScratchArguments, about, boolean, command_parser
+from .arguments import defaults, file_flags, flag, parse_training
 
 # %% ../nbs/10_cli.ipynb #0933db0b
-_training_flags = ("Every field of transformers.TrainingArguments is a flag too: --learning_rate, --num_train_epochs, --max_steps, "
-    "--per_device_train_batch_size, --gradient_accumulation_steps, --eval_strategy, --eval_steps, --save_strategy, --seed, "
-    "--bf16, --push_to_hub, --hub_model_id, --resume_from_checkpoint, … (all of them: clm_nb train --help_training). "
-    "A YAML or JSON file of arguments may stand first: clm_nb train run.yaml --learning_rate 1e-4.")
+_training_flags = (
+    "Every field of transformers.TrainingArguments is a flag too: --learning_rate, "
+    "--num_train_epochs, --max_steps, --per_device_train_batch_size, "
+    "--gradient_accumulation_steps, --eval_strategy, --eval_steps, --save_strategy, --seed, "
+    "--bf16, --push_to_hub, --hub_model_id, --resume_from_checkpoint, … (all of them: clm_nb train "
+    "--help_training). A YAML or JSON file of arguments may stand first: clm_nb train run.yaml "
+    "--learning_rate 1e-4.")
 
 
 def train_parser() -> argparse.ArgumentParser:
     "The parser of `clm_nb train`, less the training arguments"
-    parser = command_parser("train", about["train"], DataArguments, ModelArguments, ScratchArguments, extra=_training_flags)
-    say = lambda name, help, **kwargs: parser.add_argument(f"--{name}", help=help, default=argparse.SUPPRESS, **kwargs)
-    say("output_dir", "the run folder: becomes the model (default: runs/python-docs)")
-    say("prompt", "what the samples before and after training continue")
-    say("max_new_tokens", "length of the samples (default: 60)", type=int)
-    say("as_tutorial", "the tutorial's choices, mistakes and all: no EOS, a remainder a batch, Trainer's own loss",
-        nargs="?", const=True, type=boolean)
-    say("from_run", "repeat the run that this run.json tells of, into RUN-again; other flags change it")
+    parser = command_parser("train", about["train"], DataArguments, ModelArguments,
+                            ScratchArguments, extra=_training_flags)
+    absent = dict(default=argparse.SUPPRESS) # what isn't given stays out of the result
+    parser.add_argument("--output_dir", **absent,
+                        help="the run folder: becomes the model (default: runs/python-docs)")
+    parser.add_argument("--prompt", **absent,
+                        help="what the samples before and after training continue")
+    parser.add_argument("--max_new_tokens", type=int, **absent,
+                        help="length of the samples (default: 60)")
+    parser.add_argument("--as_tutorial", nargs="?", const=True, type=boolean, **absent,
+                        help="the tutorial's choices, mistakes and all: no EOS, a remainder a "
+                             "batch, Trainer's own loss")
+    parser.add_argument("--from_run", **absent,
+                        help="repeat the run that this run.json tells of, into RUN-again; other "
+                             "flags change it")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
-# %% ../nbs/10_cli.ipynb #21b554a7
+# %% ../nbs/10_cli.ipynb #a57c04df
+def _train_arguments(argv: list[str]) -> dict:
+    "What `clm_nb train` was given, as arguments of `finetune`"
+    given, rest = train_parser().parse_known_args(argv)
+    given = vars(given)
+    training = parse_training(["--help"] if given.pop("help_training") else rest)
+    if given.get("test_size", 0) >= 1:
+        given["test_size"] = int(given["test_size"])
+    data = {}
+    for f in fields(DataArguments):
+        if f.name in given and f.name not in ("dataset_name", "block_size"):
+            data[f.name] = given.pop(f.name)
+    return given | dict(data=data) | training
+
+# %% ../nbs/10_cli.ipynb #39289890
+def _again(run_json: str, changes: dict) -> dict:
+    "The arguments of an earlier run with some changes"
+    from clm_nb.core import run_arguments
+    run, path = run_arguments(run_json), Path(run_json).expanduser().resolve()
+    folder = path if path.is_dir() else path.parent
+    of_data = {"dataset_name", "block_size", "model_name_or_path", "tokenizer_name", "seed",
+               "as_tutorial"}
+    if of_data & set(changes) or changes["data"]:
+        del run["data_digest"]
+    data = run["data"] | changes["data"]
+    return run | dict(output_dir=f"{folder}-again") | changes | dict(data=data)
+
+# %% ../nbs/10_cli.ipynb #70daeee8
+def _tell(run) -> None:
+    "Print a run, once, and end with the other processes of it"
+    if run.trainer.is_world_process_zero():
+        print(run)
+    run.trainer.accelerator.end_training()
+
+
 def train_command(
     argv: list[str], # what stands behind `clm_nb train`
 ):
     "Fine-tune, and print the run"
-    if argv and not argv[0].startswith("-"): argv = file_flags(argv[0]) + argv[1:]
-    given, rest = train_parser().parse_known_args(argv)
-    given = vars(given)
-    training = parse_training(["--help"] if given.pop("help_training") else rest)
+    if argv and not argv[0].startswith("-"):
+        argv = file_flags(argv[0]) + argv[1:]
+    given = _train_arguments(argv)
+    if "from_run" in given:
+        given = _again(given.pop("from_run"), given)
     from clm_nb.core import finetune
-    if "test_size" in given and given["test_size"] >= 1: given["test_size"] = int(given["test_size"])
-    named = ("dataset_name", "block_size")
-    given["data"] = {f.name: given.pop(f.name) for f in fields(DataArguments) if f.name in given and f.name not in named}
-    given |= training
-    run = finetune(**(_again(given.pop("from_run"), given) if "from_run" in given else given))
-    if run.trainer.is_world_process_zero(): print(run)
-    run.trainer.accelerator.end_training()  # so that several processes, as torchrun starts them, end together
-
-
-def _again(run_json: str, changes: dict) -> dict:
-    "The arguments of an earlier run with some changes; its data is checked unless that is what changes"
-    from clm_nb.core import run_arguments
-    run, path = run_arguments(run_json), Path(run_json).expanduser().resolve()
-    folder = path if path.is_dir() else path.parent
-    other_data = {"dataset_name", "block_size", "model_name_or_path", "tokenizer_name", "seed", "as_tutorial"} & set(changes)
-    if other_data or changes["data"]: del run["data_digest"]
-    return run | dict(output_dir=f"{folder}-again") | changes | dict(data=run["data"] | changes["data"])
+    _tell(finetune(**given))
 
 # %% ../nbs/10_cli.ipynb #1d5516cd
+def _demo_parser() -> argparse.ArgumentParser:
+    parser = command_parser("demo", about["demo"])
+    parser.add_argument("--output_dir", default="runs/demo",
+                        help="the run folder (default: %(default)s)")
+    return parser
+
+
 def demo_command(
     argv: list[str], # what stands behind `clm_nb demo`
 ):
     "Fine-tune the embedded model, and print the run"
-    parser = command_parser("demo", about["demo"])
-    parser.add_argument("--output_dir", default="runs/demo", help="the run folder (default: %(default)s)")
-    given = parser.parse_args(argv)
+    given = _demo_parser().parse_args(argv)
     from clm_nb.core import finetune
-    print(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
+    _tell(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
 def _source(folder) -> dict:
     "What the run in `folder` was trained on: the data's name and options, block size and seed"
     path = Path(folder or "", "run.json")
-    if not folder or not path.exists(): return {}
+    if not folder or not path.exists():
+        return {}
     run = json.loads(path.read_text())
     source = run.get("source") or {}
-    if not source.get("dataset_name"): return {}
-    return dict(dataset_name=source["dataset_name"], block_size=run["block_size"], seed=run["seed"], **source.get("data", {}))
+    if not source.get("dataset_name"):
+        return {}
+    return dict(dataset_name=source["dataset_name"], block_size=run["block_size"],
+                seed=run["seed"], **source.get("data", {}))
 
-
+# %% ../nbs/10_cli.ipynb #7ab406a9
 def _before(folder) -> dict:
     "What the model of the run in `folder` had on the same blocks before it was trained"
     from clm_nb.core import Perplexity
     before = json.loads(Path(folder, "run.json").read_text()).get("before")
-    return {"before training": Perplexity(**{f.name: before[f.name] for f in fields(Perplexity)})} if before else {}
-
-# %% ../nbs/10_cli.ipynb #c3dfc8f7
-def perplexity_command(
-    argv: list[str], # what stands behind `clm_nb perplexity`
-):
-    "Print the perplexity of a model on held-out blocks, or on a text"
-    parser = command_parser("perplexity", about["perplexity"], ModelArguments, DataArguments, PerplexityArguments)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS, help="of the split (default: the run's own, or 42)")
-    given = vars(parser.parse_args(argv))
-    model, tokenizer = _model(given)
-    from clm_nb.core import baselines, perplexity, prepare
-    how = {k: given.pop(k, v) for k, v in defaults(PerplexityArguments).items()}
-    text, stride, as_json, beside = (given.pop(k, None) for k in ("text", "stride", "json", "baselines"))
-    source = _source(model.name_or_path)
-    if text is None: blocks = prepare(tokenizer=tokenizer, **(source | given))
-    elif beside: parser.error("--baselines needs a data set with a training split, not --text")
-    else: how |= dict(stride=stride, block_size=given.get("block_size"))
-    result = perplexity(model, blocks["test"] if text is None else text, tokenizer, **how)
-    if not beside: return print(json.dumps(result.to_dict()) if as_json else result)
-    table = baselines(blocks, len(tokenizer), tokenizer=tokenizer)
-    if source and not given: table |= _before(model.name_or_path)
-    table["this model"] = result
-    print(json.dumps({name: p.to_dict() for name, p in table.items()}) if as_json else table)
+    if not before:
+        return {}
+    known = {f.name: before[f.name] for f in fields(Perplexity)}
+    return {"before training": Perplexity(**known)}
 
 # %% ../nbs/10_cli.ipynb #30559c41
 def _model(given: dict) -> tuple:
     "(model, tokenizer) that the arguments name; they are taken out of `given`"
     from clm_nb.core import load_model, load_tokenizer
     named = {f.name: given.pop(f.name, None) for f in fields(ModelArguments)}
-    name, hub = named["model_name_or_path"] or "python-docs-gpt2", dict(revision=named["revision"], token=named["token"])
+    name = named["model_name_or_path"] or "python-docs-gpt2"
+    hub = dict(revision=named["revision"], token=named["token"])
     return load_model(name, **hub), load_tokenizer(named["tokenizer_name"] or name, **hub)
 
+# %% ../nbs/10_cli.ipynb #c4154504
+def _perplexity_parser() -> argparse.ArgumentParser:
+    parser = command_parser("perplexity", about["perplexity"], ModelArguments, DataArguments,
+                            PerplexityArguments)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS,
+                        help="of the split (default: the run's own, or 42)")
+    return parser
+
+# %% ../nbs/10_cli.ipynb #407c3f45
+def _with_baselines(model, tokenizer, blocks, result, before: dict):
+    "A table: the result below simple models of the training split"
+    from clm_nb.core import baselines
+    table = baselines(blocks, len(tokenizer), tokenizer=tokenizer)
+    table |= before
+    table["this model"] = result
+    return table
+
+
+def _print_figures(figures, as_json: bool) -> None:
+    "A perplexity, or a table of them"
+    if not as_json:
+        print(figures)
+    elif isinstance(figures, dict):
+        print(json.dumps({name: p.to_dict() for name, p in figures.items()}))
+    else:
+        print(json.dumps(figures.to_dict()))
+
+
+def perplexity_command(
+    argv: list[str], # what stands behind `clm_nb perplexity`
+):
+    "Print the perplexity of a model on held-out blocks, or on a text"
+    parser = _perplexity_parser()
+    given = defaults(PerplexityArguments) | vars(parser.parse_args(argv))
+    own = {f.name: given.pop(f.name, None) for f in fields(PerplexityArguments)}
+    if own["text"] is not None and own["baselines"]:
+        parser.error("--baselines needs a data set with a training split, not --text")
+    as_json = given.pop("json")
+    model, tokenizer = _model(given)
+    from clm_nb.core import perplexity, prepare
+    how = dict(batch_size=own["batch_size"])
+    if own["text"] is not None:
+        how |= dict(stride=own["stride"], block_size=given.get("block_size"))
+        return _print_figures(perplexity(model, own["text"], tokenizer, **how), as_json)
+    source = _source(model.name_or_path)
+    blocks = prepare(tokenizer=tokenizer, **(source | given))
+    figures = perplexity(model, blocks["test"], tokenizer, **how)
+    if own["baselines"]:
+        before = _before(model.name_or_path) if source and not given else {}
+        figures = _with_baselines(model, tokenizer, blocks, figures, before)
+    _print_figures(figures, as_json)
+
+# %% ../nbs/10_cli.ipynb #76150a25
+def _generate_parser() -> argparse.ArgumentParser:
+    parser = command_parser("generate", about["generate"], ModelArguments, GenerateArguments)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    return parser
+
+# %% ../nbs/10_cli.ipynb #5449f2a6
+def _generation(given: dict) -> dict:
+    "Arguments of `generate`: sampling, unless it is greedy or a beam search"
+    how = defaults(GenerateArguments) | given
+    how["do_sample"] = not how.pop("greedy", False) and how["num_beams"] == 1
+    if not how["do_sample"]:
+        for name in ("temperature", "top_k", "top_p"):
+            del how[name]
+    return how
+
 # %% ../nbs/10_cli.ipynb #656098d1
+def _print_pieces(prompt: str, pieces) -> None:
+    "The prompt, and behind it each piece of text as it comes"
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
 def generate_command(
     argv: list[str], # what stands behind `clm_nb generate`
 ):
     "Continue a prompt on the terminal"
-    parser = command_parser("generate", about["generate"], ModelArguments, GenerateArguments)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
+    parser = _generate_parser()
     given = vars(parser.parse_args(argv))
-    if not given.get("prompt"): parser.error("--prompt is missing: the text to continue")
+    if not given.get("prompt"):
+        parser.error("--prompt is missing: the text to continue")
     model, tokenizer = _model(given)
     from clm_nb.core import generate, stream
-    how = defaults(GenerateArguments) | given
-    as_json, prompt, how["do_sample"] = how.pop("json"), how.pop("prompt"), not how.pop("greedy", False) and how["num_beams"] == 1
-    if not how["do_sample"]: how = {k: v for k, v in how.items() if k not in ("temperature", "top_k", "top_p")}
-    if as_json: print(json.dumps(dict(prompt=prompt, text=generate(model, tokenizer, prompt, **how))))
-    elif how["num_beams"] > 1: print(generate(model, tokenizer, prompt, **how))
+    as_json, prompt = given.pop("json"), given.pop("prompt")
+    how = _generation(given)
+    if as_json:
+        print(json.dumps(dict(prompt=prompt, text=generate(model, tokenizer, prompt, **how))))
+    elif how["num_beams"] > 1:
+        print(generate(model, tokenizer, prompt, **how))
     else:
-        pieces = stream(model, tokenizer, prompt, **how)
-        print(prompt, end="", flush=True)
-        for piece in pieces: print(piece, end="", flush=True)
-        print()
+        _print_pieces(prompt, stream(model, tokenizer, prompt, **how))
 
-# %% ../nbs/10_cli.ipynb #4c3a8cb1
+# %% ../nbs/10_cli.ipynb #e6999642
+def _app_parser() -> argparse.ArgumentParser:
+    parser = command_parser("app", about["app"])
+    parser.add_argument("--model", help="run folder, other folder, or Hub id (default: the "
+                                        "embedded model, before and after fine-tuning)")
+    parser.add_argument("--port", type=int,
+                        help="of the page, on 127.0.0.1 (default: any that is free)")
+    parser.add_argument("--open", action="store_true", dest="open_browser",
+                        help="show the page in the default browser")
+    section = parser.add_argument_group("What the app begins with")
+    shown = ("prompt", "max_new_tokens", "temperature", "top_k", "top_p")
+    for f in fields(GenerateArguments):
+        if f.name in shown:
+            flag(section, f)
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS,
+                        help="the same seed gives the same text")
+    return parser
+
+
 def app_command(
     argv: list[str], # what stands behind `clm_nb app`
 ):
     "Serve the generation app until Ctrl-C"
-    shown = ("prompt", "max_new_tokens", "temperature", "top_k", "top_p")
-    parser = command_parser("app", about["app"])
-    say = lambda name, help, **kwargs: parser.add_argument(f"--{name}", help=help, **kwargs)
-    say("model", "run folder, other folder, or Hub id (default: the embedded model, before and after fine-tuning)")
-    say("port", "of the page, on 127.0.0.1 (default: any that is free)", type=int)
-    say("open", "show the page in the default browser", action="store_true", dest="open_browser")
-    section = parser.add_argument_group("What the app begins with")
-    for f in fields(GenerateArguments):
-        if f.name in shown: flag(section, f)
-    say("seed", "the same seed gives the same text", type=int, default=argparse.SUPPRESS)
-    given = vars(parser.parse_args(argv))
+    given = vars(_app_parser().parse_args(argv))
     from clm_nb.look.serve import check_voila, free_port, run_app
     check_voila()
     given["port"] = free_port(given["port"])
@@ -170,25 +275,36 @@ def app_command(
     run_app(**given)
 
 # %% ../nbs/10_cli.ipynb #66a79c2a
+def _cache_parser() -> argparse.ArgumentParser:
+    parser = command_parser("cache", about["cache"])
+    parser.add_argument("--clear", nargs="*", metavar="PART",
+                        help="delete these parts; all, if none is named")
+    return parser
+
+
 def cache_command(
     argv: list[str], # what stands behind `clm_nb cache`
 ):
     "Print what the cache holds, after deleting what is asked"
-    parser = command_parser("cache", about["cache"])
-    parser.add_argument("--clear", nargs="*", metavar="PART", help="delete these parts; all, if none is named")
-    given = parser.parse_args(argv)
+    given = _cache_parser().parse_args(argv)
     from clm_nb.data.cache import cache_dir, cache_sizes, clear_cache
-    if given.clear is not None: print(f"{clear_cache(*given.clear)/1e6:,.1f} MB deleted")
+    if given.clear is not None:
+        print(f"{clear_cache(*given.clear)/1e6:,.1f} MB deleted")
     sizes = cache_sizes()
-    for kind, size in sizes.items(): print(f"{kind:<12}{size/1e6:>10,.1f} MB")
+    for kind, size in sizes.items():
+        print(f"{kind:<12}{size/1e6:>10,.1f} MB")
     print(f"{'all':<12}{sum(sizes.values())/1e6:>10,.1f} MB in {cache_dir()}")
 
+# %% ../nbs/10_cli.ipynb #93cb0d11
+_parsers = {"demo": _demo_parser, "train": train_parser, "perplexity": _perplexity_parser,
+            "generate": _generate_parser, "app": _app_parser, "cache": _cache_parser}
+
 # %% ../nbs/10_cli.ipynb #06e09cc7
-_commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command, "generate": generate_command,
-             "app": app_command, "cache": cache_command}
+_commands = {"demo": demo_command, "train": train_command, "perplexity": perplexity_command,
+             "generate": generate_command, "app": app_command, "cache": cache_command}
 
 
-def _quiet():
+def _quiet() -> None:
     "Leave the terminal to the progress of the run"
     import datasets, huggingface_hub, transformers
     huggingface_hub.utils.logging.set_verbosity_error()
@@ -197,27 +313,49 @@ def _quiet():
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
+
+def _load(command: str, argv: list[str]) -> None:
+    "Import what a command needs, unless it needs little or only its help is asked for"
+    if command in ("app", "cache") or {"-h", "--help"} & set(argv):
+        return
+    with waiting("Loading PyTorch and transformers", command in ("demo", "train")):
+        _quiet()
+        import clm_nb.core
+
+# %% ../nbs/10_cli.ipynb #3c75eb5a
+def _main_parser() -> Parser:
+    "The parser of `clm_nb` itself: it knows the commands, and leaves their flags to them"
+    from clm_nb import __version__
+    parser = Parser("clm_nb", allow_abbrev=False,
+                    description="Fine-tune causal language models, and understand them.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--traceback", action="store_true",
+                        help="on an error, show where it came from")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name in _commands:
+        commands.add_parser(name, help=about[name], add_help=False)
+    return parser
+
 # %% ../nbs/10_cli.ipynb #8a65ca8b
 def main(
     argv: list[str] | None = None, # arguments; None: those of the process
 ) -> int: # exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted
     "The command `clm_nb`"
-    from clm_nb import __version__
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = Parser("clm_nb", description="Fine-tune causal language models, and understand them.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--traceback", action="store_true", help="on an error, show where it came from")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name in _commands: commands.add_parser(name, help=about[name], add_help=False)
-    given, rest = parser.parse_known_args(argv)
+    given, rest = _main_parser().parse_known_args(argv)
     try:
-        if given.command not in ("app", "cache") and not {"-h", "--help"} & set(rest):
-            with waiting("Loading PyTorch and transformers", given.command in ("demo", "train")):
-                _quiet()
-                import clm_nb.core  # now, while the terminal says what takes so long
+        _load(given.command, rest)
         _commands[given.command](rest)
-    except KeyboardInterrupt: return print("\nclm_nb: interrupted", file=sys.stderr) or 130
-    except (ValueError, OSError, RuntimeError, TypeError) as e:
-        if given.traceback: raise
-        return print(f"clm_nb: {' '.join(str(e).split())}", file=sys.stderr) or 1
+    except KeyboardInterrupt:
+        print("\nclm_nb: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
+        if given.traceback:
+            raise
+        print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return 0
+
+# %% ../nbs/10_cli.ipynb #6c804954
+if __name__ == "__main__" and "__file__" in globals():
+    sys.exit(main())

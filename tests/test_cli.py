@@ -70,16 +70,25 @@ def test_help_is_light_and_names_the_flags():
                  "--max_new_tokens", "--stride", "--json", "--learning_rate"): assert flag in text
 
 
-def test_the_console_script_is_main():
-    script = Path(sys.executable).with_name("clm_nb")
-    main = "import sys; from clm_nb.cli import main; sys.exit(main())"
-    command = [script] if script.exists() else [sys.executable, "-c", main]
-    done = subprocess.run([*command, "--version"], capture_output=True, text=True)
+script = Path(sys.executable).with_name("clm_nb")
+ways = {"script": [str(script)], "package": [sys.executable, "-m", "clm_nb"], "module": [sys.executable, "-m", "clm_nb.cli"],
+        "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "-m", "clm_nb"],
+        "accelerate": [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "clm_nb"]}
+
+
+@pytest.mark.parametrize("way", ways)
+def test_the_command_is_main(way, tmp_path):
+    "As a script, by `python -m`, and behind what starts several processes, which hands its arguments on"
     import clm_nb
+    if way == "script" and not script.exists(): pytest.skip("clm_nb is not installed here")
+    env = os.environ | dict(PYTHONPATH=str(Path(clm_nb.__file__).parents[1]), HF_HOME=str(tmp_path))
+    ask = lambda *argv: subprocess.run([*ways[way], *argv], capture_output=True, text=True, cwd=tmp_path, env=env)
+    done = ask("--version")
     assert (done.returncode, done.stdout.strip()) == (0, clm_nb.__version__)
-    done = subprocess.run([*command, "train", "no_such.yaml"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("clm_nb: no_such.yaml is not a file")
+    done = ask("train", "no_such.yaml", "--max_steps", "3")
+    told = [line for line in done.stderr.splitlines() if line.startswith("clm_nb: ")]
+    assert done.returncode == 1 and len(told) == 1 and told[0].startswith("clm_nb: no_such.yaml is not a file")
+    if way in ("script", "package", "module"): assert done.stderr.count("\n") == 1
 
 
 scratch = ["train", "--dataset_name", "corpus.json", "--tokenizer_name", "tokenizer", "--config_name", "config",

@@ -22,7 +22,7 @@ starts_light = {"cli"}  # imports what a command needs when the command is calle
 
 
 def rooms() -> dict[str, ast.Module]: # "look/heatmap" → its tree
-    files = [p for p in (root/"clm_nb").rglob("*.py") if p.name not in ("__init__.py", "_modidx.py")]
+    files = [p for p in (root/"clm_nb").rglob("*.py") if p.name not in ("__init__.py", "__main__.py", "_modidx.py")]
     return {p.relative_to(root/"clm_nb").with_suffix("").as_posix(): ast.parse(p.read_text(encoding="utf-8")) for p in files}
 
 

@@ -8,22 +8,31 @@ Docs: https://clm-nb.github.io/clm_nb/look/run.html.md"""
 __all__ = ['sample_options', 'Run', 'run_views']
 
 # %% ../../nbs/look/run.ipynb #imports
+import base64
+import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from pathlib import Path
+
+import numpy as np
+from fastcore.basics import patch
+
 from ..ledger import Ledger
 from ..training.charts import loss_curve
 from .blocks import show_blocks
 from .batch import show_batch
-from .heatmap import loss_map
+from .loss_map import loss_map
+import clm_nb.look.heatmap # gives a loss map its picture
 from .results import show_results
 from .explorer import NextTokenExplorer
 
-# %% ../../nbs/look/run.ipynb #44f80e00
+# %% ../../nbs/look/run.ipynb #7f971aa7
 @dataclass(repr=False)
 class Run:
     "Everything a fine-tuning made: models and data to go on with, figures and texts to look at"
-    output_dir: Path # the run folder: the model, `run.json`, `report.html`, `loss.png`, a model card
+    output_dir: Path # the run folder: model, `run.json`, `report.html`, `loss.png`, card
     model: object # the fine-tuned model
     tokenizer: object # its tokenizer
     trainer: object # the `Trainer` that trained it
@@ -36,106 +45,147 @@ class Run:
     sample: str # and after
     seconds: dict # what was done → how long it took
 
-    def __repr__(self):
-        return "\n".join([str(self.ledger), "", "Perplexity of the held-out blocks", f"  before  {self.before}",
-                          f"  after   {self.after}", "", f"The prompt {self.prompt!r}, continued", "  before:",
-                          _indent(self.sample_before), "  after:", _indent(self.sample), "",
-                          f"Where the time went: {_times(self.seconds)}", f"Run folder: {self.output_dir}", f"Report: {self.output_dir/'report.html'}",
-                          *_pushed(self.trainer)])
+# %% ../../nbs/look/run.ipynb #fae421f3
+sample_options = dict(temperature=0.6, top_k=50, top_p=0.95)
 
-    def _repr_html_(self):
-        from html import escape
-        rows = "".join(f"<tr><th>{name}</th><td>{p.loss:.4f}</td><td>{p.perplexity:.2f}</td><td><pre>{escape(text)}</pre></td></tr>"
-                       for name, p, text in (("before", self.before, self.sample_before), ("after", self.after, self.sample)))
-        return (f"<p>{_counted(self.ledger)}. Run folder: <code>{escape(str(self.output_dir))}</code></p>"
-                f"<p>Where the time went: {_times(self.seconds)}.</p><table><tr><th></th>"
-                f"<th>loss</th><th>perplexity</th><th>sample</th></tr>{rows}</table>{_picture(self.trainer.state.log_history)}"
-                f"<details><summary>token ledger</summary><pre>{escape(str(self.ledger))}</pre></details>")
+# %% ../../nbs/look/run.ipynb #a5a01505
+def _counted(ledger: Ledger) -> str:
+    "What went into the blocks, in one sentence"
+    documents, group = ledger["flatten", "train"], ledger["group", "train"]
+    return (f"{documents['documents']:,} training documents, {group['tokens']:,} tokens, "
+            f"{group['blocks']:,} blocks, {group['dropped_remainder']:,} tokens dropped")
 
-# %% ../../nbs/look/run.ipynb #6fe765f1
-def _times(seconds: dict) -> str: return ", ".join(f"{what} {time:.1f} s" for what, time in seconds.items())
-
-
-def _indent(text: str) -> str: return "\n".join(f"    {line}" for line in text.splitlines())
+# %% ../../nbs/look/run.ipynb #41542cb6
+def _times(seconds: dict) -> str:
+    "How long each part took"
+    return ", ".join(f"{what} {time:.1f} s" for what, time in seconds.items())
 
 
 def _pushed(trainer) -> list[str]:
     "Where on the Hub the model is, in one line; nothing where it isn't"
     from huggingface_hub import constants
-    return [f"Pushed to {constants.ENDPOINT}/{trainer.hub_model_id}"] if trainer.args.push_to_hub else []
+    if not trainer.args.push_to_hub:
+        return []
+    return [f"Pushed to {constants.ENDPOINT}/{trainer.hub_model_id}"]
+
+# %% ../../nbs/look/run.ipynb #e3176ee8
+def _indent(text: str) -> str:
+    "Four spaces before each line"
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
 
-def _counted(ledger: Ledger) -> str:
-    "What went into the blocks, in one sentence"
-    docs, group = ledger["flatten", "train"], ledger["group", "train"]
-    return (f"{docs['documents']:,} training documents, {group['tokens']:,} tokens, {group['blocks']:,} blocks, "
-            f"{group['dropped_remainder']:,} tokens dropped")
+@patch
+def __repr__(self: Run) -> str:
+    lines = [str(self.ledger), "", "Perplexity of the held-out blocks", f"  before  {self.before}",
+             f"  after   {self.after}", "", f"The prompt {self.prompt!r}, continued", "  before:",
+             _indent(self.sample_before), "  after:", _indent(self.sample), "",
+             f"Where the time went: {_times(self.seconds)}", f"Run folder: {self.output_dir}",
+             f"Report: {self.output_dir/'report.html'}"]
+    return "\n".join(lines + _pushed(self.trainer))
 
-
-def _picture(history: list) -> str:
+# %% ../../nbs/look/run.ipynb #b0797078
+def _picture(history: list[dict]) -> str:
     "The loss curve as an HTML image that needs no file"
-    import base64, io
     png = io.BytesIO()
     loss_curve(history).savefig(png, dpi=110)
-    return f'<img alt="loss by step" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
+    data = base64.b64encode(png.getvalue()).decode()
+    return f'<img alt="loss by step" src="data:image/png;base64,{data}">'
 
-# %% ../../nbs/look/run.ipynb #fae421f3
-sample_options = dict(temperature=0.6, top_k=50, top_p=0.95)  # how samples are drawn
+# %% ../../nbs/look/run.ipynb #f54bc97a
+def _row(name: str, figures, text: str) -> str:
+    "One row of the table: when, loss, perplexity, and what the model wrote"
+    return (f"<tr><th>{name}</th><td>{figures.loss:.4f}</td><td>{figures.perplexity:.2f}</td>"
+            f"<td><pre>{escape(text)}</pre></td></tr>")
+
+
+@patch
+def _repr_html_(self: Run) -> str:
+    rows = _row("before", self.before, self.sample_before) + _row("after", self.after, self.sample)
+    head = "<tr><th></th><th>loss</th><th>perplexity</th><th>sample</th></tr>"
+    folder = escape(str(self.output_dir))
+    return (f"<p>{_counted(self.ledger)}. Run folder: <code>{folder}</code></p>"
+            f"<p>Where the time went: {_times(self.seconds)}.</p><table>{head}{rows}</table>"
+            f"{_picture(self.trainer.state.log_history)}<details><summary>token ledger</summary>"
+            f"<pre>{escape(str(self.ledger))}</pre></details>")
 
 # %% ../../nbs/look/run.ipynb #52d9a57f
 def _short_documents(blocks, eos: int | None, n: int = 8, n_blocks: int = 1000) -> list[list[int]]:
-    "The shortest run of `n` documents that end in the first blocks; none where no EOS ends them"
-    import numpy as np
+    "The shortest `n` documents in a row that end in the first blocks; none where no EOS ends them"
     ids = np.concatenate(list(blocks.with_format("numpy")[:n_blocks]["input_ids"]))
-    documents = [part.tolist() for part in np.split(ids, np.flatnonzero(ids == eos) + 1)[:-1]]
+    ends = np.flatnonzero(ids == eos) + 1
+    documents = [part.tolist() for part in np.split(ids, ends)[:-1]]
     runs = [documents[i:i + n] for i in range(max(len(documents) - n, 0) + 1)]
     return min(runs, key=lambda run: sum(map(len, run)))
 
-
+# %% ../../nbs/look/run.ipynb #15fe79ca
 def _text_ids(row: dict) -> list[int]:
     "The ids of a block, its padding taken off"
-    return [i for i, seen in zip(row["input_ids"], row.get("attention_mask") or [1]*len(row["input_ids"])) if seen]
-
-# %% ../../nbs/look/run.ipynb #af917b06
-def _held_out_views(model, tokenizer, held_out, prompt: str, base) -> dict:
-    "title → (a sentence, a function that makes the view): what a model and its base make of held-out text"
-    ids = _text_ids(held_out[0])
-    given = dict(prompt_tokens=min(24, len(ids)//3), max_new_tokens=min(40, len(ids)//3), n=min(3, len(held_out)))
-    def explorer():
-        models = {"base": base(), "fine-tuned": model}
-        shown = NextTokenExplorer({name: m for name, m in models.items() if m is not None}, tokenizer, prompt)
-        shown.set(**sample_options)
-        return shown
-    return {"Results": ("Held-out texts, of which the models are given the beginning.",
-                        lambda: show_results(model, held_out, tokenizer, base(), **given)),
-            "Token by token": ("What each token of a held-out text costs.", lambda: loss_map(model, tokenizer, ids, base())),
-            "The next token": ("What may follow the prompt, by the models and as the samples are drawn.", explorer)}
+    mask = row.get("attention_mask") or [1]*len(row["input_ids"])
+    return [token for token, seen in zip(row["input_ids"], mask) if seen]
 
 # %% ../../nbs/look/run.ipynb #f4cd09f0
 class _Shown:
     "The HTML of the view that `make` makes, or why there is none"
-    def __init__(self, make):
-        from html import escape
-        try: self.html = make()._repr_html_()
-        except Exception as error: self.html = f"<p>Not shown: {escape(str(error))}</p>"
+    def __init__(self, make: Callable):
+        try:
+            self.html = make()._repr_html_()
+        except Exception as error:
+            self.html = f"<p>Not shown: {escape(str(error))}</p>"
 
-    def _repr_html_(self): return self.html
+    def _repr_html_(self) -> str:
+        return self.html
+
+# %% ../../nbs/look/run.ipynb #af917b06
+def _held_out_views(model, tokenizer, held_out, prompt: str, base: Callable) -> dict:
+    "title → (a sentence, a function that makes the view): a model and its base on held-out text"
+    ids = _text_ids(held_out[0])
+    third = len(ids)//3
+
+    def results():
+        return show_results(model, held_out, tokenizer, base(), prompt_tokens=min(24, third),
+                            max_new_tokens=min(40, third), n=min(3, len(held_out)))
+
+    def losses():
+        return loss_map(model, tokenizer, ids, base())
+
+    def explorer():
+        models = {"base": base(), "fine-tuned": model}
+        known = {name: model for name, model in models.items() if model is not None}
+        shown = NextTokenExplorer(known, tokenizer, prompt)
+        shown.set(**sample_options)
+        return shown
+
+    return {"Results": ("Held-out texts, of which the models are given the beginning.", results),
+            "Token by token": ("What each token of a held-out text costs.", losses),
+            "The next token": ("What may follow the prompt, by the models and as the samples are "
+                               "drawn.", explorer)}
+
+# %% ../../nbs/look/run.ipynb #618e560d
+def _input_views(run: Run) -> dict:
+    "title → (a sentence, a function that makes the view): what went in"
+    rows = run.blocks["train"]
+    documents = _short_documents(rows, run.tokenizer.eos_token_id)
+
+    def cut():
+        return show_blocks(documents, run.tokenizer, len(rows[0]["input_ids"]))
+
+    def batch():
+        two = [rows[i] for i in range(min(2, len(rows)))]
+        return show_batch(run.trainer.data_collator(two), run.tokenizer, n_tokens=8)
+
+    return {"Blocks": ("A few short documents of the training split, cut into blocks.", cut),
+            "A batch": ("Two rows as the model gets them.", batch)}
 
 # %% ../../nbs/look/run.ipynb #333af8d2
 def run_views(
     run: Run, # after training
-    make_base=None, # loads the model as it was before; None, or a model of a billion parameters: views without it
+    make_base=None, # loads the model as it was before; None, or a large one: views without it
 ) -> dict: # title → (a sentence, a view), for `report_html`
     "What went in, and what the model makes of held-out text"
-    tokenizer, rows, model = run.tokenizer, run.blocks["train"], run.model
-    batch = lambda: run.trainer.data_collator([rows[i] for i in range(min(2, len(rows)))])
-    documents, size = _short_documents(rows, tokenizer.eos_token_id), len(rows[0]["input_ids"])
-    views = {"Blocks": ("A few short documents of the training split, cut into blocks.",
-                        lambda: show_blocks(documents, tokenizer, size)),
-             "A batch": ("Two rows as the model gets them.", lambda: show_batch(batch(), tokenizer, n_tokens=8))}
-    if not (run.trainer.is_fsdp_enabled or run.trainer.is_deepspeed_enabled):  # this process alone can't run a part of a model
-        load = make_base and model.num_parameters() < 1e9
-        base = cache(lambda: make_base().to(model.device) if load else None)
+    views = _input_views(run)
+    if not (run.trainer.is_fsdp_enabled or run.trainer.is_deepspeed_enabled):
+        load = make_base and run.model.num_parameters() < 1e9
+        base = cache(lambda: make_base().to(run.model.device) if load else None)
         held_out = run.blocks["test"].select(range(min(1000, len(run.blocks["test"]))))
-        views |= _held_out_views(model, tokenizer, held_out, run.prompt, base)
+        views |= _held_out_views(run.model, run.tokenizer, held_out, run.prompt, base)
     return {title: (about, _Shown(make)) for title, (about, make) in views.items()}

@@ -8,103 +8,159 @@ Docs: https://clm-nb.github.io/clm_nb/training/charts.html.md"""
 __all__ = ['perplexity_name', 'loss_curve', 'training_chart']
 
 # %% ../../nbs/training/charts.ipynb #imports
+from collections.abc import Callable
 from html import escape
-from math import exp, isfinite, log as ln
+from math import ceil, exp, isfinite, log
 
-# %% ../../nbs/training/charts.ipynb #c9908f4a
-def perplexity_name(history: list[dict]) -> str:
-    "What the exponential of a run's losses is called"
-    means = any("eval_perplexity" in log for log in history) or not any("eval_loss" in log for log in history)
-    return "perplexity" if means else "exp(loss)"
+import numpy as np
 
-
+# %% ../../nbs/training/charts.ipynb #21eccc20
 def _points(history: list[dict], key: str) -> list[tuple]:
     "(step, value) of every finite value that was logged"
     return [(log["step"], log[key]) for log in history if key in log and isfinite(log[key])]
 
-
-_curves = (("loss", "train", "#56b4e9"), ("eval_loss", "held out", "#d55e00"))  # key in the history, label, colour
+# %% ../../nbs/training/charts.ipynb #aa74d58b
+def perplexity_name(
+    history: list[dict], # `trainer.state.log_history`
+) -> str: # "perplexity" or "exp(loss)"
+    "What the exponential of a run's losses is called"
+    measured = any("eval_loss" in log for log in history)
+    ours = any("eval_perplexity" in log for log in history)
+    return "perplexity" if ours or not measured else "exp(loss)"
 
 # %% ../../nbs/training/charts.ipynb #1aa21c8d
+_curves = (("loss", "train", "#56b4e9"), ("eval_loss", "held out", "#d55e00")) # key, label, colour
+
+
+def _perplexity_axis(ax, name: str) -> None:
+    "The exponential of the loss, on the right"
+    def to_loss(perplexity):
+        return np.log(np.maximum(perplexity, 1e-9))
+    right = ax.secondary_yaxis("right", functions=(np.exp, to_loss))
+    right.set_ylabel(name)
+    right.spines[:].set_visible(False)
+
+
 def loss_curve(
     history: list[dict], # `trainer.state.log_history`
 ): # `matplotlib.figure.Figure`
     "Training and evaluation loss by step, in nats per token and as perplexity"
-    import numpy as np
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6.4, 3.2), layout="constrained")
     ax = fig.subplots()
     for (key, label, colour), marker in zip(_curves, (None, "o")):
-        if points := _points(history, key): ax.plot(*zip(*points), color=colour, label=label, marker=marker)
+        if points := _points(history, key):
+            ax.plot(*zip(*points), color=colour, label=label, marker=marker)
     ax.set(xlabel="step", ylabel="loss (nats per token)")
     ax.spines[["top", "right"]].set_visible(False)
-    if not ax.lines: return fig
-    ax.legend(frameon=False)
-    if ax.get_ylim()[1] < 100: # nobody reads a perplexity of e^100
-        to_loss = lambda p: np.log(np.maximum(p, 1e-9))
-        right = ax.secondary_yaxis("right", functions=(np.exp, to_loss))
-        right.set_ylabel(perplexity_name(history))
-        right.spines[:].set_visible(False)
+    if ax.lines:
+        ax.legend(frameon=False)
+        if ax.get_ylim()[1] < 100:
+            _perplexity_axis(ax, perplexity_name(history))
     return fig
 
-# %% ../../nbs/training/charts.ipynb #4bb86ea3
+# %% ../../nbs/training/charts.ipynb #c5ac5bca
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    "A function from values to places: `low` is at `start`, `high` at `end`"
+    width = (high - low) or 1
+
+    def place(value: float) -> float:
+        return start + (value - low)/width*(end - start)
+
+    return place
+
+# %% ../../nbs/training/charts.ipynb #386088e1
 def _ticks(low: float, high: float, n: int = 4) -> list[float]:
     "Round numbers between two others"
     from matplotlib.ticker import MaxNLocator
-    return [t for t in MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high).tolist() if low <= t <= high]
+    ticks = MaxNLocator(n, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+    return [tick for tick in ticks if low <= tick <= high]
 
-
-def _scale(low: float, high: float, start: float, end: float):
-    "Where on the page a value stands"
-    return lambda value: start + (value - low)/((high - low) or 1)*(end - start)
-
-
+# %% ../../nbs/training/charts.ipynb #885687f6
 def _text(x: float, y: float, text, anchor: str = "middle") -> str:
-    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="currentColor">{escape(str(text))}</text>'
+    "A text whose middle, start or end is at x"
+    return (f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="currentColor">'
+            f"{escape(str(text))}</text>")
+
+
+def _rule(y: float) -> str:
+    "A thin line across"
+    return f'<path d="M64 {y:.1f}H650" stroke="rgba(128,128,128,.35)"/>'
 
 # %% ../../nbs/training/charts.ipynb #79a6b349
+def _thin(points: list[tuple], most: int) -> list[tuple]:
+    "At most about so many of the points, with both ends"
+    every = max(1, ceil(len(points)/most))
+    thin = points[::every]
+    if points and thin[-1] != points[-1]:
+        thin = thin + points[-1:]
+    return thin
+
+
 def _curve(points: list[tuple], x, y, colour: str, mark: bool = False, most: int = 400) -> str:
-    "A line through points, of which at most so many are drawn"
-    thin = points[::-(-len(points)//most) or 1]
-    if points and thin[-1] != points[-1]: thin = thin + points[-1:]
-    at = [(x(step), y(value)) for step, value in thin]
+    "A line through points; with `mark` a dot on each"
+    at = [(x(step), y(value)) for step, value in _thin(points, most)]
     line = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
-    dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" fill="{colour}"/>' for a, b in at) if mark else ""
-    return f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5" stroke-linejoin="round"/>{dots}'
+    dots = ""
+    if mark:
+        dots = "".join(f'<circle cx="{a:.1f}" cy="{b:.1f}" r="4.5" fill="{colour}"/>'
+                       for a, b in at)
+    return (f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2.5" '
+            f'stroke-linejoin="round"/>{dots}')
+
+# %% ../../nbs/training/charts.ipynb #d0ed9962
+def _loss_axis(low: float, high: float, y: Callable) -> str:
+    "Rules and figures: losses on the left, perplexities on the right"
+    parts = []
+    for tick in _ticks(low, high):
+        parts += [_rule(y(tick)), _text(56, y(tick) + 5, f"{tick:g}", "end")]
+    if high < 100:
+        for tick in _ticks(exp(low), exp(high), 8):
+            if tick > 0:
+                parts.append(_text(658, y(log(tick)) + 5, f"{tick:,g}", "start"))
+    return "".join(parts)
 
 
-def _rule(y: float) -> str: return f'<path d="M64 {y:.1f}H650" stroke="rgba(128,128,128,.35)"/>'
+def _legend(history: list[dict]) -> str:
+    "What the axes are, and a bit of line for each curve"
+    parts = [_text(64, 17, "loss (nats per token)", "start"),
+             _text(650, 17, perplexity_name(history), "end")]
+    for i, (_, label, colour) in enumerate(_curves):
+        left = 250 + 110*i
+        line, height = _scale(0, 1, left, left + 26), _scale(0, 1, 12, 12)
+        parts.append(_curve([(0, 0), (1, 0)], line, height, colour, label == "held out"))
+        parts.append(_text(left + 34, 17, label, "start"))
+    return "".join(parts)
 
 # %% ../../nbs/training/charts.ipynb #22271986
-def _loss_panel(history: list[dict], x) -> str:
+def _loss_panel(history: list[dict], x: Callable) -> str:
     "Losses by step, with perplexities on the right"
     lines = [(_points(history, key), label, colour) for key, label, colour in _curves]
     values = [value for points, *_ in lines for _, value in points]
-    if not values: return _text(357, 110, "waiting for the first loss")
+    if not values:
+        return _text(357, 110, "waiting for the first loss")
     room = 0.06*(max(values) - min(values)) or 0.5
     low, high = min(values) - room, max(values) + room
-    y, parts = _scale(low, high, 206, 30), []
-    for tick in _ticks(low, high): parts += [_rule(y(tick)), _text(56, y(tick) + 5, f"{tick:g}", "end")]
-    if high < 100:
-        for tick in _ticks(exp(low), exp(high), 8):
-            if tick > 0: parts.append(_text(658, y(ln(tick)) + 5, f"{tick:,g}", "start"))
-    parts += [_curve(points, x, y, colour, label == "held out") for points, label, colour in lines]
-    for step, loss in lines[1][0][-1:]: parts.append(_text(x(step), y(loss) - 10, f"{exp(min(loss, 700)):,.1f}", "end"))
-    for i, (_, label, colour) in enumerate(lines):
-        parts += [_curve([(0, 0), (1, 0)], lambda v, i=i: 250 + 110*i + 26*v, lambda v: 12, colour, i == 1),
-                  _text(284 + 110*i, 17, label, "start")]
-    parts += [_text(64, 17, "loss (nats per token)", "start"), _text(650, 17, perplexity_name(history), "end")]
-    return "".join(parts)
+    y = _scale(low, high, 206, 30)
+    parts = [_loss_axis(low, high, y)]
+    for points, label, colour in lines:
+        parts.append(_curve(points, x, y, colour, label == "held out"))
+    for step, loss in lines[1][0][-1:]:
+        parts.append(_text(x(step), y(loss) - 10, f"{exp(min(loss, 700)):,.1f}", "end"))
+    return "".join([*parts, _legend(history)])
 
 # %% ../../nbs/training/charts.ipynb #b564604e
-def _rate_panel(history: list[dict], x, last: int) -> str:
+def _rate_panel(history: list[dict], x: Callable, last: int) -> str:
     "The learning rate by step, above the axis of steps"
     points = _points(history, "learning_rate")
     top = max((rate for _, rate in points), default=0) or 1
     y = _scale(0, top, 300, 252)
     parts = [_rule(300), _text(64, 240, "learning rate", "start"), _text(56, 305, "0", "end")]
-    if points: parts += [_rule(252), _text(56, 257, f"{top:.1e}".replace("e-0", "e-"), "end"), _curve(points, x, y, "#009e73")]
-    parts += [_text(x(tick), 322, f"{tick:,g}") for tick in _ticks(0, last, 6)]
+    if points:
+        highest = f"{top:.1e}".replace("e-0", "e-")
+        parts += [_rule(252), _text(56, 257, highest, "end"), _curve(points, x, y, "#009e73")]
+    for tick in _ticks(0, last, 6):
+        parts.append(_text(x(tick), 322, f"{tick:,g}"))
     return "".join([*parts, _text(658, 322, "step", "start")])
 
 
@@ -114,6 +170,7 @@ def training_chart(
 ) -> str: # inline SVG in the colour of the text around it
     "Loss, perplexity and learning rate by step, as part of an HTML page"
     x = _scale(0, last, 64, 650)
-    return ('<svg viewBox="0 0 730 330" role="img" aria-label="loss, perplexity and learning rate by step" '
+    return ('<svg viewBox="0 0 730 330" role="img" '
+            'aria-label="loss, perplexity and learning rate by step" '
             'style="width:100%;max-width:730px;font:14px system-ui,sans-serif">'
             f"{_loss_panel(history, x)}{_rate_panel(history, x, last)}</svg>")

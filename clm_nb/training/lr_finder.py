@@ -8,13 +8,23 @@ Docs: https://clm-nb.github.io/clm_nb/training/lr_finder.html.md"""
 __all__ = ['suggest_lr', 'LRFinder', 'find_lr']
 
 # %% ../../nbs/training/lr_finder.ipynb #imports
-import base64, copy, io, math, random, tempfile
+import base64
+import copy
+import io
+import math
+import random
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from itertools import chain
-import numpy as np, torch
+
+import numpy as np
+import torch
+from fastcore.basics import patch
 from transformers import TrainerCallback
+
 from ..model.device import keep_freed_memory
 from ..model.model import check_fit
 from ..model.sampling import own_rng
@@ -24,78 +34,120 @@ from .trainer import make_trainer
 # %% ../../nbs/training/lr_finder.ipynb #9c153918
 class _Losses(TrainerCallback):
     "The loss of every step, until the perplexity of the last three is four times the best"
-    def __init__(self): self.losses, self.best, self.diverged = [], math.inf, False
+    def __init__(self):
+        self.losses, self.best, self.diverged = [], math.inf, False
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" not in logs: return
+        if "loss" not in logs:
+            return
         recent = np.mean([*self.losses[-2:], logs["loss"]])
         self.best = min(self.best, recent)
         self.diverged = not math.isfinite(logs["loss"]) or recent - self.best > math.log(4)
-        if math.isfinite(logs["loss"]): self.losses.append(logs["loss"])
-        if self.diverged: control.should_training_stop = True
+        if math.isfinite(logs["loss"]):
+            self.losses.append(logs["loss"])
+        if self.diverged:
+            control.should_training_stop = True
+
+# %% ../../nbs/training/lr_finder.ipynb #e2426680
+def _sweep_settings(training_args: dict) -> dict:
+    "Training arguments of a sweep: a log each step, and nothing that it has no use for"
+    return training_settings(**training_args) | dict(
+        learning_rate=1.0, lr_scheduler_type="constant", warmup_steps=0, logging_strategy="steps",
+        logging_steps=1, disable_tqdm=True, eval_strategy="no", save_strategy="no",
+        report_to="none", push_to_hub=False, load_best_model_at_end=False)
 
 # %% ../../nbs/training/lr_finder.ipynb #c815c116
-def _sweep(model, blocks, tokenizer, settings: dict, rates: list[float], exact_loss: bool) -> _Losses:
+def _sweep(model, blocks, tokenizer, settings: dict, rates: list[float],
+           exact_loss: bool) -> _Losses:
     "Train with one learning rate a step"
+    def rate_at(step: int) -> float:
+        return rates[min(step, len(rates) - 1)]
+
     with tempfile.TemporaryDirectory() as folder:
-        args = training_arguments(folder, **settings | dict(learning_rate=1.0, max_steps=len(rates)))
+        args = training_arguments(folder, **settings | dict(max_steps=len(rates)))
         if args.device.type == "cuda" and exact_loss and not args.gradient_checkpointing:
             fit_batch(model.to(args.device), args, len(blocks["train"][0]["input_ids"]))
-        if args.device.type == "cpu": keep_freed_memory()
+        if args.device.type == "cpu":
+            keep_freed_memory()
         seen = _Losses()
         trainer = make_trainer(model, blocks, tokenizer, args, (seen,), exact_loss=exact_loss)
-        at = lambda step: rates[min(step, len(rates) - 1)]
-        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.create_optimizer(), at)
+        optimizer = trainer.create_optimizer()
+        trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate_at)
         trainer.train()
     return seen
 
-# %% ../../nbs/training/lr_finder.ipynb #3ee271cb
-def _tensors(model): return chain(model.named_parameters(), model.named_buffers())
+# %% ../../nbs/training/lr_finder.ipynb #08eefa33
+def _tensors(model) -> Iterator[tuple[str, torch.Tensor]]:
+    "All parameters and buffers, by name"
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+def _snapshot(model) -> dict:
+    "What a sweep could change, of the model and of the random generators"
+    flags = ("training", "gradient_checkpointing")
+    configs = [c for c in (model.config, model.generation_config) if c is not None]
+    return dict(
+        values={name: tensor.detach().cpu().clone() for name, tensor in _tensors(model)},
+        grads=[(parameter, parameter.grad) for parameter in model.parameters()],
+        modes=[(module, flag, getattr(module, flag)) for module in model.modules()
+               for flag in flags if hasattr(module, flag)],
+        configs=[(config, copy.deepcopy(vars(config))) for config in configs],
+        attributes=set(vars(model)), device=model.device,
+        random=random.getstate(), numpy=np.random.get_state())
+
+# %% ../../nbs/training/lr_finder.ipynb #f8b118e1
+def _restore(model, before: dict) -> None:
+    "Put everything back where it was"
+    random.setstate(before["random"])
+    np.random.set_state(before["numpy"])
+    for name in set(vars(model)) - before["attributes"]:
+        delattr(model, name)
+    model.to(before["device"])
+    with torch.no_grad():
+        for name, tensor in _tensors(model):
+            tensor.copy_(before["values"][name])
+    for parameter, grad in before["grads"]:
+        parameter.grad = grad
+    for module, flag, value in before["modes"]:
+        setattr(module, flag, value)
+    for config, fields in before["configs"]:
+        vars(config).clear()
+        vars(config).update(fields)
 
 
 @contextmanager
-def _put_back(model):
+def _put_back(model) -> Iterator[None]:
     "Whatever happens inside, afterwards the model and the random generators are what they were"
-    values = {name: t.detach().cpu().clone() for name, t in _tensors(model)}
-    grads, flags = [(p, p.grad) for p in model.parameters()], ("training", "gradient_checkpointing")
-    modes = [(m, flag, getattr(m, flag)) for m in model.modules() for flag in flags if hasattr(m, flag)]
-    configs = [(c, copy.deepcopy(vars(c))) for c in (model.config, model.generation_config) if c is not None]
-    known, device, generators = set(vars(model)), model.device, (random.getstate(), np.random.get_state())
+    before = _snapshot(model)
     try:
-        with own_rng(0): yield
+        with own_rng(0):
+            yield
     finally:
-        random.setstate(generators[0])
-        np.random.set_state(generators[1])
-        for name in set(vars(model)) - known: delattr(model, name)
-        model.to(device)
-        with torch.no_grad():
-            for name, t in _tensors(model): t.copy_(values[name])
-        for p, grad in grads: p.grad = grad
-        for module, flag, value in modes: setattr(module, flag, value)
-        for config, fields in configs:
-            vars(config).clear()
-            vars(config).update(fields)
+        _restore(model, before)
+
+# %% ../../nbs/training/lr_finder.ipynb #85647458
+def _smooth(values, width: float) -> np.ndarray:
+    "Means over neighbours, weighted by a Gaussian that is `width` steps wide"
+    reach = int(3*width) + 1
+    distances = np.arange(-reach, reach + 1)
+    weights = np.exp(-0.5*(distances/width)**2)
+    padded = np.pad(values, reach, mode="edge")
+    return np.convolve(padded, weights/weights.sum(), "valid")
 
 # %% ../../nbs/training/lr_finder.ipynb #f9f24912
-def _smooth(values, width: float) -> np.ndarray:
-    "Gaussian means over neighbours; at the ends the last value stands for those that are missing"
-    reach = int(3*width) + 1
-    weights = np.exp(-0.5*(np.arange(-reach, reach + 1)/width)**2)
-    return np.convolve(np.pad(values, reach, mode="edge"), weights/weights.sum(), "valid")
-
-
 def suggest_lr(
     lrs, # learning rates, each larger than the one before by the same factor
-    gains, # what each step's loss is beside that of the untrained model on the same batch, in nats; negative: better
+    gains, # each step's loss less that of the untrained model on the same batch, in nats
     width: float = 4.0, # of the smoothing, in steps
 ) -> float:
     "The learning rate at which the loss falls fastest, before it is lowest"
     curve = _smooth(gains, width)
     lowest = int(curve.argmin())
     if lowest == 0 or curve[lowest] > -0.01:
-        raise ValueError(f"No learning rate from {lrs[0]:.1e} to {lrs[-1]:.1e} lowered the loss. Use another range "
-                         "(start=, end=), more steps, or a larger batch.")
-    return float(f"{lrs[int(np.gradient(curve)[:lowest + 1].argmin())]:.1e}")
+        raise ValueError(f"No learning rate from {lrs[0]:.1e} to {lrs[-1]:.1e} lowered the loss. "
+                         "Use another range (start=, end=), more steps, or a larger batch.")
+    steepest = int(np.gradient(curve)[:lowest + 1].argmin())
+    return float(f"{lrs[steepest]:.1e}")
 
 # %% ../../nbs/training/lr_finder.ipynb #cca404ac
 @dataclass(repr=False)
@@ -107,50 +159,63 @@ class LRFinder:
     width: float # of the smoothing, in steps
     diverged: bool # False: it had not yet gone wrong at the largest learning rate
 
-    @property
-    def gains(self) -> list[float]: return (np.array(self.raw) - self.untrained).tolist() # negative: better
 
-    @property
-    def losses(self) -> list[float]: # nats per token
-        "What the losses would be if all batches were alike"
-        return (np.mean(self.untrained) + _smooth(self.gains, self.width)).tolist()
+@patch(as_prop=True)
+def gains(self: LRFinder) -> list[float]:
+    "What each rate gains, nats per token; negative: better"
+    return (np.array(self.raw) - self.untrained).tolist()
 
-    @property
-    def suggestion(self) -> float: return suggest_lr(self.lrs, self.gains, self.width)
 
-    def __str__(self):
-        end = f"diverged at {self.lrs[-1]:.1e}" if self.diverged else f"no divergence up to {self.lrs[-1]:.1e}"
-        return f"learning rate {self.suggestion:.1e} (lowest loss at {self.lrs[int(np.argmin(self.losses))]:.1e}, {end})"
+@patch(as_prop=True)
+def losses(self: LRFinder) -> list[float]: # nats per token
+    "What the losses would be if all batches were alike"
+    return (np.mean(self.untrained) + _smooth(self.gains, self.width)).tolist()
 
-    __repr__ = __str__
+
+@patch(as_prop=True)
+def suggestion(self: LRFinder) -> float:
+    "The learning rate at which the loss falls fastest"
+    return suggest_lr(self.lrs, self.gains, self.width)
+
+
+@patch
+def __repr__(self: LRFinder):
+    end = f"no divergence up to {self.lrs[-1]:.1e}"
+    if self.diverged:
+        end = f"diverged at {self.lrs[-1]:.1e}"
+    lowest = self.lrs[int(np.argmin(self.losses))]
+    return f"learning rate {self.suggestion:.1e} (lowest loss at {lowest:.1e}, {end})"
 
 # %% ../../nbs/training/lr_finder.ipynb #8d8b28f3
-def _plot(self): # `matplotlib.figure.Figure`
+@patch
+def plot(self: LRFinder): # `matplotlib.figure.Figure`
     "Loss by learning rate, with the suggestion marked"
     from matplotlib.figure import Figure
     fig = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = fig.subplots()
-    losses, at = self.losses, int(np.argmin(np.abs(np.log(self.lrs) - math.log(self.suggestion))))
+    rate, losses = self.suggestion, self.losses
+    at = int(np.argmin(np.abs(np.log(self.lrs) - math.log(rate))))
     ax.plot(self.lrs, self.raw, ".", color="#56b4e9", label="loss of each step")
-    ax.plot(self.lrs, losses, color="#0072b2", linewidth=2, label="on batches that are alike, smoothed")
-    ax.plot(self.suggestion, losses[at], "D", color="#d55e00", markersize=9, label=f"suggestion: {self.suggestion:.1e}")
-    ax.axvline(self.suggestion, color="#d55e00", linewidth=1, linestyle="--")
+    ax.plot(self.lrs, losses, color="#0072b2", linewidth=2,
+            label="on batches that are alike, smoothed")
+    ax.plot(rate, losses[at], "D", color="#d55e00", markersize=9, label=f"suggestion: {rate:.1e}")
+    ax.axvline(rate, color="#d55e00", linewidth=1, linestyle="--")
     low, high = min(self.raw), max(*self.untrained, *losses[:1])
-    ax.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token)", ylim=(low - 0.1, 1.6*high - 0.6*low + 0.1))
+    ax.set(xscale="log", xlabel="learning rate", ylabel="loss (nats per token)",
+           ylim=(low - 0.1, 1.6*high - 0.6*low + 0.1))
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, loc="upper left")
     return fig
 
 
-def _html(self) -> str:
+@patch
+def _repr_html_(self: LRFinder) -> str:
     png = io.BytesIO()
     self.plot().savefig(png, dpi=150)
     image = base64.b64encode(png.getvalue()).decode()
-    return (f'<figure style="margin:0"><img alt="loss by learning rate" style="width:100%;max-width:640px" '
-            f'src="data:image/png;base64,{image}"><figcaption>{escape(str(self))}</figcaption></figure>')
-
-
-LRFinder.plot, LRFinder._repr_html_ = _plot, _html
+    return ('<figure style="margin:0"><img alt="loss by learning rate" '
+            f'style="width:100%;max-width:640px" src="data:image/png;base64,{image}">'
+            f"<figcaption>{escape(str(self))}</figcaption></figure>")
 
 # %% ../../nbs/training/lr_finder.ipynb #acb4fa80
 def find_lr(
@@ -164,13 +229,16 @@ def find_lr(
     **training_args, # as for `train`: batch size, weight decay, optimiser, precision, seed, …
 ) -> LRFinder:
     "A sweep over learning rates, and which one it suggests"
-    if not 0 < start < end: raise ValueError(f"start={start}, end={end} is no range. Use e.g. start=1e-6, end=1.0.")
-    if steps < 20: raise ValueError(f"steps={steps} is too few to see a curve. Use 20 or more, e.g. 100.")
+    if not 0 < start < end:
+        raise ValueError(f"start={start}, end={end} is no range. Use e.g. start=1e-6, end=1.0.")
+    if steps < 20:
+        raise ValueError(f"steps={steps} is too few to see a curve. Use 20 or more, e.g. 100.")
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
-    ours = dict(lr_scheduler_type="constant", warmup_steps=0, logging_strategy="steps", logging_steps=1, disable_tqdm=True,
-                eval_strategy="no", save_strategy="no", report_to="none", push_to_hub=False, load_best_model_at_end=False)
-    settings, rates = training_settings(**training_args) | ours, np.geomspace(start, end, steps).tolist()
-    sweep = lambda rates: _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
-    with _put_back(model): seen = sweep(rates)
-    with _put_back(model): untrained = sweep([0.0]*len(seen.losses)).losses
-    return LRFinder(rates[:len(untrained)], seen.losses[:len(untrained)], untrained, max(1.0, steps/25), seen.diverged)
+    rates, settings = np.geomspace(start, end, steps).tolist(), _sweep_settings(training_args)
+    with _put_back(model):
+        seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
+    with _put_back(model):
+        zeros = [0.0]*len(seen.losses)
+        untrained = _sweep(model, blocks, tokenizer, settings, zeros, exact_loss).losses
+    n = len(untrained)
+    return LRFinder(rates[:n], seen.losses[:n], untrained, max(1.0, steps/25), seen.diverged)

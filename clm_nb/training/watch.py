@@ -8,12 +8,17 @@ Docs: https://clm-nb.github.io/clm_nb/training/watch.html.md"""
 __all__ = ['notebook_shell', 'rows_per_step', 'Throughput', 'Sampler', 'LiveTraining']
 
 # %% ../../nbs/training/watch.ipynb #imports
-import sys, time
+import sys
+import time
 from contextlib import contextmanager, suppress
 from html import escape
 from math import exp
+
 import torch
+from fastcore.basics import patch
+from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
+
 from ..model.device import matmul_rate
 from ..model.model import context_length, training_flops
 from ..model.sampling import prompt_ids
@@ -21,12 +26,15 @@ from ..generate import generate
 from .charts import loss_curve, perplexity_name, training_chart
 
 # %% ../../nbs/training/watch.ipynb #198ee4cb
-def notebook_shell() -> str | None: # "live": figures can be updated; "static": they can be shown once; None: a terminal
+def notebook_shell() -> str | None: # "live": can be updated; "static": shown once; None: a terminal
     "What kind of notebook the code runs in"
-    try: from IPython import get_ipython
-    except ImportError: return None
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return None
     shell = get_ipython()
-    if shell is None or type(shell).__name__ == "TerminalInteractiveShell": return None
+    if shell is None or type(shell).__name__ == "TerminalInteractiveShell":
+        return None
     return "live" if hasattr(shell, "kernel") else "static"
 
 # %% ../../nbs/training/watch.ipynb #ceeab895
@@ -37,58 +45,83 @@ def rows_per_step(
     return args.train_batch_size*args.gradient_accumulation_steps*args.world_size
 
 # %% ../../nbs/training/watch.ipynb #b670681c
-class _Speed(TrainerCallback):
-    "Tokens per second"
-    def __init__(self, tokens_per_row: int):
-        self.tokens_per_row, self.seconds, self.steps, self.rate = tokens_per_row, 0.0, 0, 0.0
-        self.first = 0.0  # seconds of the first step, which allocates and compiles
-        self.told = 0, 0.0  # steps and seconds when `recent` was asked
-
-    def on_step_begin(self, args, state, control, **kwargs): self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.seconds += time.perf_counter() - self.start
-        self.steps += 1
-        if self.steps == 1: self.first = self.seconds
-        steps, seconds = (self.steps - 1, self.seconds - self.first) if self.steps > 1 else (1, self.seconds)
-        self.rate = steps*rows_per_step(args)*self.tokens_per_row/seconds
-
-    def recent(self, args: TrainingArguments) -> float:
-        "Tokens per second since the last call"
-        steps, seconds = self.steps - self.told[0], self.seconds - self.told[1]
-        self.told = self.steps, self.seconds
-        return steps*rows_per_step(args)*self.tokens_per_row/seconds if steps else self.rate
-
-# %% ../../nbs/training/watch.ipynb #52238237
-class Throughput(_Speed):
+class Throughput(TrainerCallback):
     "Tokens per second, and which share of what the machine's matrix products reach that is"
     utilisation = 0.0 # until the end
 
-    def on_train_end(self, args, state, control, model=None, **kwargs):
-        self.dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
-        if not state.is_world_process_zero: return
-        with suppress(torch.OutOfMemoryError):  # the run is over, and not to be lost for a figure
-            reached = self.rate*training_flops(model, self.tokens_per_row)
-            self.utilisation = reached/(matmul_rate(args.device.type, self.dtype)*args.world_size)
+    def __init__(self, tokens_per_row: int):
+        self.tokens_per_row, self.seconds, self.steps, self.rate = tokens_per_row, 0.0, 0, 0.0
+        self.first = 0.0 # seconds of the first step
+        self.asked = 0, 0.0 # steps and seconds when `recent` was called
 
-    def __str__(self):
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.rate:,.0f} tokens/s, {self.utilisation:.0%} of what matrix products in {kind} reach here"
+
+@patch
+def on_step_begin(self: Throughput, args, state, control, **kwargs):
+    self.start = time.perf_counter()
+
+
+@patch
+def on_step_end(self: Throughput, args, state, control, **kwargs):
+    self.seconds += time.perf_counter() - self.start
+    self.steps += 1
+    steps, seconds = self.steps - 1, self.seconds - self.first
+    if self.steps == 1:
+        self.first = self.seconds
+        steps, seconds = 1, self.seconds
+    self.rate = steps*rows_per_step(args)*self.tokens_per_row/seconds
+
+# %% ../../nbs/training/watch.ipynb #62874c54
+@patch
+def recent(self: Throughput, args: TrainingArguments) -> float:
+    "Tokens per second since the last call"
+    steps, seconds = self.steps - self.asked[0], self.seconds - self.asked[1]
+    self.asked = self.steps, self.seconds
+    if not steps:
+        return self.rate
+    return steps*rows_per_step(args)*self.tokens_per_row/seconds
+
+# %% ../../nbs/training/watch.ipynb #52238237
+def _training_dtype(args: TrainingArguments, model) -> torch.dtype:
+    "The precision that a run computes in"
+    if args.bf16:
+        return torch.bfloat16
+    return torch.float16 if args.fp16 else model.dtype
+
+
+@patch
+def on_train_end(self: Throughput, args, state, control, model=None, **kwargs):
+    self.dtype = _training_dtype(args, model)
+    if not state.is_world_process_zero:
+        return
+    with suppress(torch.OutOfMemoryError):
+        reached = self.rate*training_flops(model, self.tokens_per_row)
+        possible = matmul_rate(args.device.type, self.dtype)*args.world_size
+        self.utilisation = reached/possible
+
+
+@patch
+def __str__(self: Throughput):
+    kind = str(self.dtype).removeprefix("torch.")
+    share = f"{self.utilisation:.0%} of what matrix products in {kind} reach here"
+    return f"{self.rate:,.0f} tokens/s, {share}"
 
 # %% ../../nbs/training/watch.ipynb #ee68c57d
 @contextmanager
 def _own_forward(model, forward=None):
-    "Inside, the model computes with the `forward` it had before a trainer wrapped it; None: that of its class"
+    "Inside, the model has the `forward` from before a trainer wrapped it; None: that of its class"
     wrapped = vars(model).pop("forward", None)
-    if forward: model.forward = forward
-    try: yield
+    if forward:
+        model.forward = forward
+    try:
+        yield
     finally:
         vars(model).pop("forward", None)
-        if wrapped: model.forward = wrapped
+        if wrapped:
+            model.forward = wrapped
 
 # %% ../../nbs/training/watch.ipynb #74262389
 class Sampler:
-    "Continues one prompt again and again while a model is trained, and leaves no trace in the training"
+    "Continues one prompt again and again while a model is trained, and leaves no trace in it"
     def __init__(self,
         model, # a causal model, before a trainer has it
         tokenizer, # its tokenizer
@@ -97,179 +130,243 @@ class Sampler:
         seed: int = 42, # of every text
         temperature: float = 0.6, # as for `generate`
     ):
-        length, context = len(prompt_ids(tokenizer, prompt)), context_length(model.config) or float("inf")
+        length = len(prompt_ids(tokenizer, prompt))
+        context = context_length(model.config) or float("inf")
         if length >= context:
-            raise ValueError(f"sample_prompt has {length} tokens, and the model's context is {context}: nothing can "
-                             "follow. Use a shorter prompt.")
-        self.tokenizer, self.prompt, self.forward = tokenizer, prompt, vars(model).get("forward")
-        self.options = dict(max_new_tokens=int(min(max_new_tokens, context - length)), seed=seed, temperature=temperature)
-        self.seconds = 0.0  # spent on texts so far
+            raise ValueError(f"sample_prompt has {length} tokens, and the model's context is "
+                             f"{context}: nothing can follow. Use a shorter prompt.")
+        self.tokenizer, self.prompt = tokenizer, prompt
+        self.forward = vars(model).get("forward")
+        self.options = dict(max_new_tokens=int(min(max_new_tokens, context - length)), seed=seed,
+                            temperature=temperature)
+        self.seconds = 0.0 # spent on texts so far
 
-    def __call__(self, model) -> str | None: # None where there was no memory for it
-        "What the model adds to the prompt"
-        start = time.perf_counter()
-        with suppress(torch.OutOfMemoryError), _own_forward(model, self.forward):  # no run is lost for a sample
-            text = generate(model, self.tokenizer, self.prompt, return_full_text=False, **self.options)
-            self.seconds += time.perf_counter() - start
-            return text
+
+@patch
+def __call__(self: Sampler, model) -> str | None: # None where there was no memory for it
+    "What the model adds to the prompt"
+    start = time.perf_counter()
+    with suppress(torch.OutOfMemoryError), _own_forward(model, self.forward):
+        text = generate(model, self.tokenizer, self.prompt, return_full_text=False, **self.options)
+        self.seconds += time.perf_counter() - start
+        return text
+
+# %% ../../nbs/training/watch.ipynb #5568de33
+def _newest(history: list[dict], key: str):
+    "What was logged last under a key; None where nothing was"
+    for log in reversed(history):
+        if key in log:
+            return log[key]
+
+
+def _figures(history: list[dict], rate: float | None) -> dict[str, str]:
+    "Name → value of what was logged last; what is not known yet is left out"
+    loss, lr, held_out = (_newest(history, key) for key in ("loss", "learning_rate", "eval_loss"))
+    found = {}
+    if loss is not None:
+        found["loss"] = f"{loss:.3f}"
+    if held_out is not None:
+        found[perplexity_name(history)] = f"{exp(min(held_out, 700)):,.1f}"
+    if lr is not None:
+        found["lr"] = f"{lr:.1e}".replace("e-0", "e-")
+    if rate:
+        found["tokens/s"] = f"{rate:,.0f}"
+    return found
+
+# %% ../../nbs/training/watch.ipynb #456127bb
+def _one_line(text: str, width: int = 160) -> str:
+    "A text for a terminal: on one line, without control characters, and cut where it is long"
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= width else line[:width - 1] + "…"
+
+# %% ../../nbs/training/watch.ipynb #b22c20da
+class LiveTraining(Throughput):
+    "Curves, figures and texts that grow in a notebook; a line, with texts above it, in a terminal"
+    display = None # of the notebook
+    due, drawing = 0.0, 0.0 # when to draw again; seconds spent on drawing so far
+
+    def __init__(self, tokens_per_row: int, show: bool = True, sampler: Sampler | None = None):
+        super().__init__(tokens_per_row)
+        self.shell, self.show, self.sampler, self.bar = notebook_shell(), show, sampler, None
+        self.state, self.began, self.elapsed, self.running = None, 0.0, 0.0, False
+
+# %% ../../nbs/training/watch.ipynb #3ab7ac14
+@patch(as_prop=True)
+def history(self: LiveTraining) -> list[dict]:
+    "What was logged so far"
+    return self.state.log_history if self.state else []
+
+
+@patch(as_prop=True)
+def samples(self: LiveTraining) -> list[dict]: # `step` and `text` of each
+    "The texts so far"
+    return [dict(step=log["step"], text=log["eval_sample"]) for log in self.history
+            if "eval_sample" in log]
+
+# %% ../../nbs/training/watch.ipynb #9a9870ff
+@patch
+def sample(self: LiveTraining, model) -> str | None: # None where there is no prompt, or no training
+    "What the model adds to the prompt now"
+    if self.sampler and self.running and self.state.is_world_process_zero:
+        return self.sampler(model)
+
+# %% ../../nbs/training/watch.ipynb #ab6858c0
+@patch
+def figures(self: LiveTraining) -> dict[str, str]:
+    "Name → value: step, epoch, what was logged last, elapsed and left"
+    state, elapsed, speed = self.state, self.elapsed, self.rate
+    if self.running:
+        elapsed = time.perf_counter() - self.began
+        speed = _newest(self.history, "tokens_per_second") or self.rate
+    times = dict(elapsed=tqdm.format_interval(elapsed))
+    done, left = state.global_step - self.first_step, state.max_steps - state.global_step
+    if done and self.running:
+        times["left"] = tqdm.format_interval(elapsed/done*left)
+    where = dict(step=f"{state.global_step:,} of {state.max_steps:,}",
+                 epoch=f"{state.epoch or 0:.2f}")
+    return where | _figures(self.history, speed) | times
+
+
+@patch
+def __repr__(self: LiveTraining):
+    if self.state is None:
+        return "Not trained yet."
+    return ", ".join(f"{name} {value}" for name, value in self.figures().items())
 
 # %% ../../nbs/training/watch.ipynb #bfa46cd8
 def _tiles(figures: dict[str, str]) -> str:
     "Figures in a row, each below its name"
-    tile = '<div><div style="font-size:13px;opacity:.7">{}</div><div style="font-weight:600">{}</div></div>'
+    tile = ('<div><div style="font-size:13px;opacity:.7">{}</div>'
+            '<div style="font-weight:600">{}</div></div>')
     row = "".join(tile.format(escape(name), escape(value)) for name, value in figures.items())
-    return f'<div style="display:flex;flex-wrap:wrap;gap:4px 24px;font-variant-numeric:tabular-nums">{row}</div>'
+    return ('<div style="display:flex;flex-wrap:wrap;gap:4px 24px;'
+            f'font-variant-numeric:tabular-nums">{row}</div>')
 
 
 def _progress(share: float) -> str:
     "A bar that fills up"
-    return ('<div style="height:6px;margin:8px 0;border-radius:3px;background:rgba(128,128,128,.3)"><div style="height:6px;'
-            f'border-radius:3px;background:#0072b2;width:{100*share:.1f}%"></div></div>')
+    return ('<div style="height:6px;margin:8px 0;border-radius:3px;'
+            'background:rgba(128,128,128,.3)"><div style="height:6px;border-radius:3px;'
+            f'background:#0072b2;width:{100*share:.1f}%"></div></div>')
 
 
 def _texts(prompt: str, samples: list[dict], shown: int = 3) -> str:
     "The newest texts, the last one first"
-    style = "margin:4px 0;padding:6px 12px;border-left:4px solid #d55e00;white-space:pre-wrap;overflow-wrap:anywhere"
-    return "".join(f'<div style="{style}"><span style="font-size:13px;opacity:.7">step {s["step"]:,}</span>\n'
-                   f'<b>{escape(prompt)}</b>{escape(s["text"])}</div>' for s in samples[:-shown - 1:-1])
+    style = ("margin:4px 0;padding:6px 12px;border-left:4px solid #d55e00;white-space:pre-wrap;"
+             "overflow-wrap:anywhere")
+    small = "font-size:13px;opacity:.7"
+    return "".join(f'<div style="{style}"><span style="{small}">step {s["step"]:,}</span>\n'
+                   f'<b>{escape(prompt)}</b>{escape(s["text"])}</div>'
+                   for s in samples[:-shown - 1:-1])
 
-# %% ../../nbs/training/watch.ipynb #5568de33
-def _one_line(text: str, width: int = 160) -> str:
-    "A text for a terminal: on one line, without control characters, and cut where it is long"
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= width else line[:width - 1] + "…"
+# %% ../../nbs/training/watch.ipynb #24f2b7fb
+@patch
+def _repr_html_(self: LiveTraining):
+    state, end, texts = self.state, "", ""
+    if state is None:
+        return "<p>Not trained yet.</p>"
+    if not self.running:
+        end = f'<div style="font-size:13px;opacity:.7;margin-top:6px">{escape(str(self))}</div>'
+    if self.sampler:
+        texts = _texts(self.sampler.prompt, self.samples)
+    return ('<div style="font:15px/1.4 system-ui,sans-serif;max-width:760px">'
+            f"{_tiles(self.figures())}{_progress(state.global_step/max(1, state.max_steps))}"
+            f"{training_chart(self.history, state.max_steps)}{texts}{end}</div>")
 
+# %% ../../nbs/training/watch.ipynb #302683aa
+@patch
+def draw(self: LiveTraining):
+    "Show the picture, or put the new one in the place of the old"
+    from IPython.display import display
+    start = time.perf_counter()
+    picture = {"text/html": self._repr_html_(), "text/plain": repr(self)}
+    if self.display:
+        self.display.update(picture, raw=True)
+    else:
+        self.display = display(picture, raw=True, display_id=True)
+    now = time.perf_counter()
+    pause = 100*(now - start) if self.drawing else 0
+    self.drawing += now - start
+    self.due = now + max(0.5, pause)
 
-def _newest(history: list[dict], key: str): return next((log[key] for log in reversed(history) if key in log), None)
-
-
-def _figures(history: list[dict], rate: float) -> dict[str, str]:
-    "Name → value of what was logged last; what is not known yet is left out"
-    loss, lr, held_out = (_newest(history, key) for key in ("loss", "learning_rate", "eval_loss"))
-    found = dict(loss=loss is not None and f"{loss:.3f}",
-                 **{perplexity_name(history): held_out is not None and f"{exp(min(held_out, 700)):,.1f}"},
-                 lr=lr is not None and f"{lr:.1e}".replace("e-0", "e-"), **{"tokens/s": rate and f"{rate:,.0f}"})
-    return {name: value for name, value in found.items() if value}
-
-# %% ../../nbs/training/watch.ipynb #6029ff98
-class _Progress(Throughput):
-    "Where a run is, and what it has shown"
-    def __init__(self, tokens_per_row: int, sampler: Sampler | None = None):
-        super().__init__(tokens_per_row)
-        self.sampler, self.state, self.began, self.running = sampler, None, 0.0, False
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.state, self.began, self.first_step, self.running = state, time.perf_counter(), state.global_step, True
-        self.elapsed = 0.0
-
-    def on_train_end(self, args, state, control, **kwargs):
-        super().on_train_end(args, state, control, **kwargs)
-        self.elapsed, self.running = time.perf_counter() - self.began, False
-
-    def sample(self, model) -> str | None: # None where there is no prompt, or no training
-        "What the model adds to the prompt now"
-        return self.sampler(model) if self.sampler and self.running and self.state.is_world_process_zero else None
-
-    @property
-    def history(self) -> list[dict]: return self.state.log_history if self.state else []
-
-    @property
-    def samples(self) -> list[dict]: # `step` and `text` of each
-        "The texts so far"
-        return [dict(step=log["step"], text=log["eval_sample"]) for log in self.history if "eval_sample" in log]
-
-# %% ../../nbs/training/watch.ipynb #ab6858c0
-def _figures_now(self) -> dict[str, str]:
-    "Name → value: step, epoch, what was logged last, elapsed and left"
-    from tqdm import tqdm
-    state, interval = self.state, tqdm.format_interval
-    elapsed = time.perf_counter() - self.began if self.running else self.elapsed
-    done, left = state.global_step - self.first_step, state.max_steps - state.global_step
-    where = dict(step=f"{state.global_step:,} of {state.max_steps:,}", epoch=f"{state.epoch or 0:.2f}")
-    times = dict(elapsed=interval(elapsed)) | (dict(left=interval(elapsed/done*left)) if done and self.running else {})
-    speed = _newest(self.history, "tokens_per_second") if self.running else self.rate
-    return where | _figures(self.history, speed or self.rate) | times
-
-
-_Progress.figures = _figures_now
-
-# %% ../../nbs/training/watch.ipynb #6e98e569
-class _Picture(_Progress):
-    "A run as HTML, in one display"
-    display, due, drawing = None, 0.0, 0.0  # the display; when to draw again; seconds spent on drawing so far
-
-    def __repr__(self): return ", ".join(map(" ".join, self.figures().items())) if self.state else "Not trained yet."
-
-    def _repr_html_(self):
-        state = self.state
-        if state is None: return "<p>Not trained yet.</p>"
-        end = "" if self.running else f'<div style="font-size:13px;opacity:.7;margin-top:6px">{escape(str(self))}</div>'
-        return (f'<div style="font:15px/1.4 system-ui,sans-serif;max-width:760px">{_tiles(self.figures())}'
-                f"{_progress(state.global_step/max(1, state.max_steps))}{training_chart(self.history, state.max_steps)}"
-                f"{_texts(self.sampler.prompt, self.samples) if self.sampler else ''}{end}</div>")
-
-    def draw(self):
-        "Show the picture, or put the new one in the place of the old"
-        from IPython.display import display
-        start = time.perf_counter()
-        picture = {"text/html": self._repr_html_(), "text/plain": repr(self)}
-        if self.display: self.display.update(picture, raw=True)
-        else: self.display = display(picture, raw=True, display_id=True)
-        now = time.perf_counter()
-        first, cost = not self.drawing, now - start
-        self.drawing, self.due = self.drawing + cost, now + max(0.5, 0 if first else 100*cost)
-
-    def conclude(self):
-        "Show once what has no display to be updated"
-        if self.shell:
-            from IPython.display import display
-            display(loss_curve(self.history))
-            for s in self.samples if self.sampler else []:
-                print(f"step {s['step']:,}: {_one_line(self.sampler.prompt + s['text'])}")
-        print(self, file=sys.stdout if self.shell else sys.stderr)
-
-# %% ../../nbs/training/watch.ipynb #22310539
-class LiveTraining(_Picture):
-    "Curves, figures and texts that grow in place in a notebook; a line, with texts above it, in a terminal"
-    def __init__(self, tokens_per_row: int, show: bool = True, sampler: Sampler | None = None):
-        super().__init__(tokens_per_row, sampler)
-        self.shell, self.show, self.bar = notebook_shell(), show, None
-
-    def on_train_begin(self, args, state, *rest, **kwargs):
-        super().on_train_begin(args, state, *rest, **kwargs)
-        self.show = self.show and state.is_world_process_zero
-        if self.show and not self.shell: self.bar = _bar(state)
-        if self.show and self.shell == "live": self.draw()
-
-    def on_step_end(self, args, state, *rest, **kwargs):
-        super().on_step_end(args, state, *rest, **kwargs)
-        if self.bar: self.bar.update(state.global_step - self.bar.n)
-        if self.show and self.shell == "live" and time.perf_counter() > self.due: self.draw()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        text = (logs or {}).get("eval_sample")
-        if self.bar: _tell(self.bar, _figures(state.log_history, _newest(state.log_history, "tokens_per_second")))
-        line = text and f"step {state.global_step:,}: {_one_line(self.sampler.prompt + text)}"
-        if self.bar and text: self.bar.write(line, sys.stderr)
-        if self.show and self.shell == "live" and text: self.draw()
-
-    def on_train_end(self, args, state, *rest, **kwargs):
-        super().on_train_end(args, state, *rest, **kwargs)
-        if self.bar: self.bar.close()
-        if self.show and self.shell == "live": self.draw()
-        elif self.show: self.conclude()
+# %% ../../nbs/training/watch.ipynb #1521aa41
+@patch
+def conclude(self: LiveTraining):
+    "Show once what has no display to be updated"
+    if not self.shell:
+        print(self, file=sys.stderr)
+        return
+    from IPython.display import display
+    display(loss_curve(self.history))
+    for sample in self.samples if self.sampler else []:
+        print(f"step {sample['step']:,}: {_one_line(self.sampler.prompt + sample['text'])}")
+    print(self)
 
 # %% ../../nbs/training/watch.ipynb #ffff6a49
-def _bar(state):
+def _bar(state) -> tqdm:
     "The line in a terminal"
-    from tqdm import tqdm
-    form = "{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} steps, {elapsed}, {remaining} left{postfix}"
-    wait = 0.1 if sys.stderr.isatty() else 10  # seconds between two lines: a log file keeps every one
-    return tqdm(total=state.max_steps, initial=state.global_step, bar_format=form, dynamic_ncols=True, mininterval=wait,
-                maxinterval=max(wait, 10))
+    form = ("{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} steps, {elapsed}, "
+            "{remaining} left{postfix}")
+    wait = 0.1 if sys.stderr.isatty() else 10 # seconds between two lines
+    return tqdm(total=state.max_steps, initial=state.global_step, bar_format=form,
+                dynamic_ncols=True, mininterval=wait, maxinterval=max(wait, 10))
 
 
-def _tell(bar, figures: dict[str, str]):
+def _put_behind(bar: tqdm, figures: dict[str, str]) -> None:
     "Put figures behind the line"
-    parts = (f"{value} {name}" if name == "tokens/s" else f"{name} {value}" for name, value in figures.items())
+    parts = []
+    for name, value in figures.items():
+        parts.append(f"{value} {name}" if name == "tokens/s" else f"{name} {value}")
     bar.set_postfix_str(", ".join(parts), refresh=sys.stderr.isatty())
+
+# %% ../../nbs/training/watch.ipynb #55aa524b
+@patch(as_prop=True)
+def draws(self: LiveTraining) -> bool:
+    "Whether there is a picture to be updated"
+    return self.show and self.shell == "live"
+
+
+@patch
+def on_train_begin(self: LiveTraining, args, state, control, **kwargs):
+    self.state, self.began, self.elapsed, self.running = state, time.perf_counter(), 0.0, True
+    self.first_step = state.global_step
+    self.show = self.show and state.is_world_process_zero
+    if self.show and not self.shell:
+        self.bar = _bar(state)
+    if self.draws:
+        self.draw()
+
+
+@patch
+def on_step_end(self: LiveTraining, args, state, control, **kwargs):
+    Throughput.on_step_end(self, args, state, control, **kwargs)
+    if self.bar:
+        self.bar.update(state.global_step - self.bar.n)
+    if self.draws and time.perf_counter() > self.due:
+        self.draw()
+
+# %% ../../nbs/training/watch.ipynb #4aa1f872
+@patch
+def on_log(self: LiveTraining, args, state, control, logs=None, **kwargs):
+    text = (logs or {}).get("eval_sample")
+    if self.bar:
+        speed = _newest(state.log_history, "tokens_per_second")
+        _put_behind(self.bar, _figures(state.log_history, speed))
+        if text:
+            line = _one_line(self.sampler.prompt + text)
+            self.bar.write(f"step {state.global_step:,}: {line}", sys.stderr)
+    if self.draws and text:
+        self.draw()
+
+
+@patch
+def on_train_end(self: LiveTraining, args, state, control, **kwargs):
+    Throughput.on_train_end(self, args, state, control, **kwargs)
+    self.elapsed, self.running = time.perf_counter() - self.began, False
+    if self.bar:
+        self.bar.close()
+    if self.draws:
+        self.draw()
+    elif self.show:
+        self.conclude()

@@ -1,5 +1,6 @@
 "What is shown of a run is what happened in it, and showing it changes nothing"
 import functools, itertools, json, math, re
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -88,8 +89,9 @@ def test_no_text_outside_of_training(tmp_path):
     assert len(trainer.live.samples) == n == 1
 
 
-shared = """
+shared = f"""
 import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_watch import *
 trainer = run(sys.argv[1], sample_prompt=prompt, use_cpu=True, max_steps=4, eval_steps=2, per_device_train_batch_size=2)
 print(json.dumps([trainer.live.samples, parameters(trainer.model).tolist()]))
