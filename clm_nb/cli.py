@@ -163,10 +163,11 @@ def app_command(
         if f.name in shown: flag(section, f)
     say("seed", "the same seed gives the same text", type=int, default=argparse.SUPPRESS)
     given = vars(parser.parse_args(argv))
-    from clm_nb.look.serve import check_voila, free_port, run_app
+    from clm_nb.look.web_page import check_voila, free_port
     check_voila()
     given["port"] = free_port(given["port"])
     _quiet()
+    from clm_nb.look.serve import run_app
     run_app(**given)
 
 # %% ../nbs/10_cli.ipynb #66a79c2a
