@@ -225,7 +225,7 @@ class BlockView:
 @patch
 def sides(self: BlockView) -> list[tuple]: # (title, cutting, whether it was cut batch by batch)
     "What is drawn: this cutting, and the tutorial's"
-    title, by_batch = "One tape, EOS after every document", self.remainder == "batch"
+    title, by_batch = "One stream, EOS after every document", self.remainder == "batch"
     if by_batch:
         title = "The tutorial's options"
     if self.ours.eos is None or self.ours.eos not in self.ours.ids:

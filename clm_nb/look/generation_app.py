@@ -82,7 +82,7 @@ def set_controls(
             allowed = allowed_values(control)
             raise ValueError(f"{name}={value!r} can't be used here. Use {allowed}.")
 
-# %% ../../nbs/look/generation_app.ipynb #72b14426
+# %% ../../nbs/look/generation_app.ipynb #286b808c
 mode_controls = { # mode → the controls that only some modes use
     "sample": ("temperature", "top_k", "top_p", "seed"),
     "greedy": (),
@@ -113,7 +113,7 @@ def app_buttons() -> dict: # name → widget
     buttons["stop_button"].disabled = True
     return buttons
 
-# %% ../../nbs/look/generation_app.ipynb #80aaf770
+# %% ../../nbs/look/generation_app.ipynb #2d5453c7
 def check_models(models: dict, tokenizers: dict) -> None:
     "`ValueError` if there is no model, or one without a tokenizer"
     if not models:
@@ -155,7 +155,7 @@ class GenerationApp(LiveView):
         self._page, self.history, self.current = None, [], self._nothing()
         self._connect()
 
-# %% ../../nbs/look/generation_app.ipynb #d47020fe
+# %% ../../nbs/look/generation_app.ipynb #b17e669a
 @patch
 def _connect(self: GenerationApp):
     for name in ("generate", "stop", "clear", "new_seed"):
@@ -184,7 +184,7 @@ def settings(self: GenerationApp) -> dict:
     names = ("max_new_tokens", "repetition_penalty", *mode_controls[mode])
     return dict(do_sample=mode == "sample") | {name: getattr(self, name).value for name in names}
 
-# %% ../../nbs/look/generation_app.ipynb #2034c5b8
+# %% ../../nbs/look/generation_app.ipynb #4ff36c6a
 @patch(as_prop=True)
 def running(self: GenerationApp) -> bool:
     "Whether a text is being made"
@@ -202,7 +202,7 @@ def error(self: GenerationApp) -> str | None:
     "What went wrong, or None"
     return self.current.error
 
-# %% ../../nbs/look/generation_app.ipynb #a511d99b
+# %% ../../nbs/look/generation_app.ipynb #4ba548ee
 @patch
 def _message(self: GenerationApp) -> str:
     if self.running and mode_of(self.current.settings) == "beam":
@@ -224,7 +224,7 @@ def _card(self: GenerationApp, name: str) -> str:
     number = list(self.models).index(name)
     return answer_card(number, name, self.current.prompt, self.current.answers[name])
 
-# %% ../../nbs/look/generation_app.ipynb #467757df
+# %% ../../nbs/look/generation_app.ipynb #432dd12f
 @patch
 def _refresh(self: GenerationApp):
     "Send everything"
@@ -262,7 +262,7 @@ app_style = """<style>
 }
 </style>"""
 
-# %% ../../nbs/look/generation_app.ipynb #1864679e
+# %% ../../nbs/look/generation_app.ipynb #e6cae3ed
 def columns(children: list, width: str, gap: str):
     "Widgets side by side where there is room, each at least `width` wide"
     from ipywidgets import GridBox, Layout
@@ -299,7 +299,7 @@ def ui(self: GenerationApp):
         self._refresh()
     return self._page
 
-# %% ../../nbs/look/generation_app.ipynb #93f80b64
+# %% ../../nbs/look/generation_app.ipynb #e7f81ad3
 @patch
 def _repr_html_(self: GenerationApp) -> str:
     settings = element("p", escape(settings_text(self.settings)), style="font-size:15px")
@@ -318,7 +318,7 @@ def _repr_html_(self: GenerationApp) -> str:
 def __repr__(self: GenerationApp):
     return f"GenerationApp({', '.join(self.models)}; {len(self.history)} in the history)"
 
-# %% ../../nbs/look/generation_app.ipynb #181cb965
+# %% ../../nbs/look/generation_app.ipynb #2a032c90
 @patch
 def _remember(self: GenerationApp, run: Generation):
     "Put a generation into the history, and on top of its table"
@@ -346,7 +346,7 @@ def recall(
         getattr(self, name).value = run.settings[name]
     self._refresh()
 
-# %% ../../nbs/look/generation_app.ipynb #54ac7f40
+# %% ../../nbs/look/generation_app.ipynb #1f87238a
 @patch
 def clear(self: GenerationApp, _=None):
     "Forget what has been made"
@@ -361,6 +361,23 @@ def clear(self: GenerationApp, _=None):
 def new_seed(self: GenerationApp, _=None):
     "A seed at random; neither torch nor Python's own generator is asked for it"
     self.seed.value = random.SystemRandom().randrange(2**31)
+
+# %% ../../nbs/look/generation_app.ipynb #9496656d
+@patch
+def wait(
+    self: GenerationApp,
+    timeout: float | None = None, # seconds; None: as long as it takes
+) -> bool: # False: it is still running
+    "Wait for the end, at most `timeout` seconds"
+    if self._worker:
+        self._worker.join(timeout)
+    return not self.running
+
+
+@patch
+def stop(self: GenerationApp, _=None):
+    "End the text after the token that is being made"
+    self._stop.set()
 
 # %% ../../nbs/look/generation_app.ipynb #cebce01d
 @patch
@@ -398,20 +415,3 @@ def _work(self: GenerationApp, run: Generation, clicked: float):
         self._remember(run)
         self._free.release()
         self._refresh()
-
-# %% ../../nbs/look/generation_app.ipynb #0f0dd3d3
-@patch
-def wait(
-    self: GenerationApp,
-    timeout: float | None = None, # seconds; None: as long as it takes
-) -> bool: # False: it is still running
-    "Wait for the end, at most `timeout` seconds"
-    if self._worker:
-        self._worker.join(timeout)
-    return not self.running
-
-
-@patch
-def stop(self: GenerationApp, _=None):
-    "End the text after the token that is being made"
-    self._stop.set()
