@@ -268,7 +268,8 @@ def app_command(
 ):
     "Serve the generation app until Ctrl-C"
     given = vars(_app_parser().parse_args(argv))
-    from clm_nb.look.serve import check_voila, free_port, run_app
+    from clm_nb.look.serve import run_app
+    from clm_nb.look.web_page import check_voila, free_port
     check_voila()
     given["port"] = free_port(given["port"])
     _quiet()

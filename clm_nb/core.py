@@ -53,8 +53,7 @@ from .train import embedded_finetuning, embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
 from .look.batch import show_batch
-from .look.loss_map import loss_map
-import clm_nb.look.heatmap # gives a loss map its picture
+from .look.heatmap import loss_map
 from .look.results import show_results
 from .look.distribution import distribution
 from .look.explorer import NextTokenExplorer

@@ -8,7 +8,7 @@ from tree import root
 from wrong_answers import wrong
 
 pages = """00_load 01_flatten 02_tokenize 03_group 04_collate 05_train 06_perplexity 07_generate look/blocks
-look/explorer look/generation_app look/heatmap look/serve model/baselines model/device training/lr_finder
+look/explorer look/generation_app look/heatmap model/baselines model/device training/lr_finder
 training/share training/watch""".split()
 
 

@@ -411,36 +411,4 @@ def likeliest_pair(first, second):
         "the surest second token": ("first[pair[0]]*second", "second"),
         "probabilities are added": ("first[pair[0]]*second", "first[pair[0]] + second"),
     },
-    ("look/serve", 1): {
-        "by its first letters": '''
-def only_here(host):
-    return host.startswith(("127.", "localhost", "::1"))
-''',
-        "all that isn't 0.0.0.0": '''
-def only_here(host):
-    return host not in ("0.0.0.0", "::", "")
-''',
-        "private networks too": (".is_loopback", ".is_private"),
-        "two of them by heart": '''
-def only_here(host):
-    return host in ("localhost", "127.0.0.1")
-''',
-    },
-    ("look/serve", 2): {
-        "nothing is escaped": '''
-def span(text, tooltip):
-    return f'<span title="{tooltip}">{text}</span>'
-''',
-        "angle brackets only": '''
-def span(text, tooltip):
-    safe = lambda t: t.replace("<", "&lt;").replace(">", "&gt;")
-    return f'<span title="{safe(tooltip)}">{safe(text)}</span>'
-''',
-        "the ampersand last": '''
-def span(text, tooltip):
-    safe = lambda t: t.replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;").replace("&", "&amp;")
-    return f'<span title="{safe(tooltip)}">{safe(text)}</span>'
-''',
-        "the quotation mark is forgotten": ("{escape(tooltip)}", "{escape(tooltip, quote=False)}"),
-    },
 }

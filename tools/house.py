@@ -16,8 +16,9 @@ model/device model/model model/loss model/metric model/baselines model/sampling 
 perplexity generate
 training/waiting training/settings training/runs training/share training/charts training/watch training/trainer training/lr_finder
 train
-look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/heatmap look/results look/distribution
-look/explorer_bars look/explorer look/answers look/generation_app look/serve look/report look/run
+look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
+look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
+look/answers look/generation_app look/web_page look/serve look/report look/run
 core
 arguments cli""".split()
 starts_light = {"cli"}  # imports what a command needs when the command is called: `clm_nb --help` loads no torch

@@ -23,8 +23,7 @@ from ..ledger import Ledger
 from ..training.charts import loss_curve
 from .blocks import show_blocks
 from .batch import show_batch
-from .loss_map import loss_map
-import clm_nb.look.heatmap # gives a loss map its picture
+from .heatmap import loss_map
 from .results import show_results
 from .explorer import NextTokenExplorer
 

@@ -339,7 +339,7 @@ def test_static_view_holds_all_that_can_be_seen():
 
 def test_live_view_names_the_model_of_its_widgets(monkeypatch):
     "And asks ipywidgets 8 for nothing that ipywidgets 7 lacks: tests/test_places.py shows it in a kernel with 7.7.1"
-    monkeypatch.setattr("clm_nb.train.notebook_shell", lambda: "live")
+    monkeypatch.setattr("clm_nb.look.html.notebook_shell", lambda: "live")
     app = make()
     monkeypatch.delattr("ipywidgets.Widget._repr_mimebundle_")
     bundle = app._repr_mimebundle_()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import nbformat, psutil, pytest
 import tiny
-from clm_nb.look.serve import (Comparison, RunApp, app_notebook, check_app, find_base, find_models, free_port,
-    voila_settings, write_page)
+from clm_nb.look.serve import Comparison, RunApp, app_notebook, check_app, find_base, find_models
+from clm_nb.look.web_page import free_port, page_environment, voila_settings, write_page
 
 
 def save(folder, source=None, **kwargs):
@@ -101,13 +101,12 @@ def test_the_notebook_makes_the_app(run):
 def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
     "A kernel of the same name in the home folder doesn't win"
     from jupyter_client.kernelspec import KernelSpecManager
-    from clm_nb.look.serve import _environment
     other = tmp_path/"home"/"kernels"/"clm_nb"
     other.mkdir(parents=True)
     (other/"kernel.json").write_text(json.dumps(dict(argv=["other"], display_name="other", language="python")))
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path/"home"))
     notebook = nbformat.read(write_page(tmp_path/"page", app_notebook(Comparison("/run"))), 4)
-    for name, value in _environment(tmp_path/"page").items(): monkeypatch.setenv(name, value)
+    for name, value in page_environment(tmp_path/"page").items(): monkeypatch.setenv(name, value)
     assert KernelSpecManager().get_kernel_spec(notebook.metadata.kernelspec.name).argv[0] == sys.executable
 
 
