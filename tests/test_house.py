@@ -39,4 +39,4 @@ def test_a_room_is_small():
     "Lines of code, without the blank ones and nbdev's comments"
     def lines(room): return sum(bool(o.strip()) and not o.startswith("#") for o in (root/f"clm_nb/{room}.py").read_text().splitlines())
     lengths = sorted(map(lines, order))
-    assert lengths[len(lengths)//2] <= 130 and lengths[-1] <= 300
+    assert lengths[len(lengths)//2] <= 150 and lengths[-1] <= 340

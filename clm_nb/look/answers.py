@@ -163,7 +163,8 @@ def model_title(i: int, name: str, size: int = 18) -> str:
     "A model's mark on its colour, and its name"
     colour, _, mark = model_looks[i % len(model_looks)]
     style = f"background:{colour};color:#111;border-radius:4px;padding:0 6px;margin-right:8px"
-    return element("b", element("span", mark, style=style), escape(name), style=f"font-size:{size}px")
+    shown = element("span", mark, style=style)
+    return element("b", shown, escape(name), style=f"font-size:{size}px")
 
 # %% ../../nbs/look/answers.ipynb #bb2a45c6
 text_style = ("white-space:pre-wrap;overflow-wrap:anywhere;"

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/look/generation_app.html.md"""
 
 # %% auto #0
 __all__ = ['mode_controls', 'app_style', 'app_sliders', 'app_controls', 'allowed_values', 'set_controls', 'switch_controls',
-           'app_buttons', 'check_models', 'longest_text', 'GenerationApp', 'columns']
+           'chosen_settings', 'app_buttons', 'check_models', 'longest_text', 'no_answers', 'GenerationApp', 'columns']
 
 # %% ../../nbs/look/generation_app.ipynb #imports
 import random, threading, time
@@ -98,6 +98,15 @@ def switch_controls(
         for name in names:
             controls[name].disabled = name not in used
 
+# %% ../../nbs/look/generation_app.ipynb #34b81b7b
+def chosen_settings(
+    controls: dict, # name → widget
+) -> dict:
+    "The arguments of `generate` that the controls ask for"
+    mode = controls["mode"].value
+    names = ("max_new_tokens", "repetition_penalty", *mode_controls[mode])
+    return dict(do_sample=mode == "sample") | {name: controls[name].value for name in names}
+
 # %% ../../nbs/look/generation_app.ipynb #44ce7656
 def app_buttons() -> dict: # name → widget
     "What can be clicked"
@@ -128,6 +137,11 @@ def longest_text(models: dict) -> int: # tokens
     "The longest text after a prompt of one token; 1,024 where no model has a limit"
     return max(1, min((context_length(model.config) or 1025) - 1 for model in models.values()))
 
+
+def no_answers(models: dict, settings: dict, prompt: str = "") -> Generation:
+    "What is on the page before the first word"
+    return Generation(prompt, settings, {name: Answer() for name in models})
+
 # %% ../../nbs/look/generation_app.ipynb #67fca9ec
 class GenerationApp(LiveView):
     "An app that goes on with a prompt, with one model or several side by side"
@@ -152,7 +166,8 @@ class GenerationApp(LiveView):
         self._status, self._past_title = HTML(), HTML()
         self._past = VBox(layout=Layout(max_height="420px", overflow="auto", width="100%"))
         self._free, self._worker, self._stop = threading.Lock(), None, threading.Event()
-        self._page, self.history, self.current = None, [], self._nothing()
+        self._page, self.history = None, []
+        self.current = no_answers(self.models, self.settings)
         self._connect()
 
 # %% ../../nbs/look/generation_app.ipynb #b17e669a
@@ -171,18 +186,10 @@ def _mode_changed(self: GenerationApp, change=None):
     self.new_seed_button.disabled = self.seed.disabled
 
 
-@patch
-def _nothing(self: GenerationApp) -> Generation:
-    "What is on the page before the first click"
-    return Generation("", self.settings, {name: Answer() for name in self.models})
-
-
 @patch(as_prop=True)
 def settings(self: GenerationApp) -> dict:
     "The arguments of `generate` that the controls ask for, without those that the mode doesn't use"
-    mode = self.mode.value
-    names = ("max_new_tokens", "repetition_penalty", *mode_controls[mode])
-    return dict(do_sample=mode == "sample") | {name: getattr(self, name).value for name in names}
+    return chosen_settings(vars(self))
 
 # %% ../../nbs/look/generation_app.ipynb #4ff36c6a
 @patch(as_prop=True)
@@ -353,7 +360,8 @@ def clear(self: GenerationApp, _=None):
     if self.running:
         return
     self.history.clear()
-    self._past.children, self.current = (), self._nothing()
+    self._past.children = ()
+    self.current = no_answers(self.models, self.settings)
     self._refresh()
 
 
@@ -384,8 +392,7 @@ def stop(self: GenerationApp, _=None):
 def generate(self: GenerationApp, _=None):
     "Start, and return at once; nothing happens while the app is running"
     clicked = time.perf_counter()
-    answers = {name: Answer() for name in self.models}
-    run = Generation(self.prompt.value, self.settings, answers)
+    run = no_answers(self.models, self.settings, self.prompt.value)
     if not self._free.acquire(blocking=False):
         return
     self.current, self._stop, self._shown = run, threading.Event(), {}
