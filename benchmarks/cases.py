@@ -99,9 +99,9 @@ def case_preprocess(variant: str, corpus: str, block_size: int = 128, lazy: bool
     import datasets, peers
     from datasets import load_from_disk
     from transformers import AutoTokenizer
-    from clm_nb import flatten, group, load, tokenize
+    from clm_nb import flatten, group, ledger as books, tokenize
     datasets.disable_progress_bars()
-    tokenizer, records, result, ledger = the_tokenizer(), load_from_disk(corpus), {}, load.Ledger()
+    tokenizer, records, result, ledger = the_tokenizer(), load_from_disk(corpus), {}, books.Ledger()
     if variant == "trl": from trl import pack_dataset
     if not lazy and variant == "ours": import awkward, gigatoken
     def ours(records, tokenizer, block_size, add_eos=True, allow_special=False, **how):
@@ -110,7 +110,7 @@ def case_preprocess(variant: str, corpus: str, block_size: int = 128, lazy: bool
         return group.group(tokens, block_size, ledger=ledger, **how)
     run = ours if variant == "ours" else getattr(peers, variant)
     with timed(result): blocks = run(records, tokenizer, block_size, **options)
-    if variant == "ours": load.check_ledger(ledger)
+    if variant == "ours": books.check_ledger(ledger)
     full = {split: part for split, part in blocks.items()}
     return result | dict(blocks=sum(map(len, full.values())), tokens=sum(map(tokenize.list_length, full.values())))
 

@@ -268,10 +268,10 @@ def app_command(
 ):
     "Serve the generation app until Ctrl-C"
     given = vars(_app_parser().parse_args(argv))
-    from clm_nb.look.serve import run_app
     from clm_nb.look.web_page import check_voila, free_port
-    check_voila()
+    check_voila()  # before anything heavy is loaded
     given["port"] = free_port(given["port"])
+    from clm_nb.look.serve import run_app
     _quiet()
     run_app(**given)
 

@@ -216,7 +216,7 @@ known = { # the keys that Quarto's schema allows, as far as the site uses that p
     ("website", "page-footer"): "left right center border background foreground",
     ("format",): "html commonmark",
     ("format", "html"): """theme toc toc-depth toc-title toc-location css code-copy code-fold code-overflow code-tools
-        html-math-method keep-md highlight-style link-external-newwindow link-external-icon anchor-sections
+        html-math-method keep-md highlight-style html-table-processing respect-user-color-scheme link-external-newwindow link-external-icon anchor-sections
         smooth-scroll grid include-in-header""",
 }
 

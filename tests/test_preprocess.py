@@ -378,7 +378,7 @@ def test_another_version_of_a_library_that_made_it_is_another_result(library, ma
     import importlib.metadata
     blocks_of(some_texts)
     before, version = files(cache), importlib.metadata.version
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == library else version(name))
+    monkeypatch.setattr("clm_nb.data.cache.version", lambda name: "0.0.1" if name == library else version(name))
     blocks_of(some_texts)
     assert len(files(cache)) == len(before) + made
 
@@ -390,13 +390,13 @@ def test_each_stage_names_the_versions_that_made_its_result(cache, monkeypatch):
     ids = Dataset.from_dict({"input_ids": [[1, 2, 3]]*9}, features=ragged_lists)
     made = lambda: [flatten(DatasetDict(train=texts))["train"]._fingerprint, group(DatasetDict(train=ids), 4)["train"]._fingerprint]
     before = made()
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "pyarrow" else version(name))
+    monkeypatch.setattr("clm_nb.data.cache.version", lambda name: "0.0.1" if name == "pyarrow" else version(name))
     assert not set(made()) & set(before)
 
 
 def test_another_version_of_clm_nb_is_another_result(cache, monkeypatch):
     blocks_of(some_texts)
-    monkeypatch.setattr("clm_nb.__version__", "99.0")
+    monkeypatch.setattr("clm_nb.data.cache.__version__", "99.0")
     blocks_of(some_texts)
     assert len(files(cache)) == 4
 

@@ -103,7 +103,7 @@ def blocks(page, path):
 
 def ledger_flow(page, path):
     "What became of the embedded corpus, the tutorial's way"
-    from clm_nb import blocks_view
+    from clm_nb.look import flow
     from clm_nb.flatten import flatten
     from clm_nb.group import group
     from clm_nb.ledger import Ledger
@@ -113,7 +113,7 @@ def ledger_flow(page, path):
     ledger = Ledger()
     documents = flatten(load_corpus("python-docs", ledger=ledger), explode=True, ledger=ledger)
     group(tokenize(documents, tokenizer, ledger=ledger), block_size=1024, remainder="batch", batch_size=10, ledger=ledger)
-    fragment(page, path, f'<div style="width:{width - 24}px">{blocks_view.ledger_flow(ledger)._repr_html_()}</div>')
+    fragment(page, path, f'<div style="width:{width - 24}px">{flow.ledger_flow(ledger)._repr_html_()}</div>')
 
 
 def batch(page, path):

@@ -154,9 +154,8 @@ class GenerationApp(LiveView):
     ):
         from ipywidgets import HTML, Layout, VBox
         self.models = dict(models) if isinstance(models, dict) else {"model": models}
-        self.tokenizers = tokenizer
-        if not isinstance(tokenizer, dict):
-            self.tokenizers = dict.fromkeys(self.models, tokenizer)
+        shared = dict.fromkeys(self.models, tokenizer)
+        self.tokenizers = tokenizer if isinstance(tokenizer, dict) else shared
         check_models(self.models, self.tokenizers)
         controls = app_controls(longest_text(self.models))
         set_controls(controls, dict(prompt=prompt) | settings)
