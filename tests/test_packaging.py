@@ -170,7 +170,7 @@ def test_modules_import_only_what_running_installs(ini):
     for name, path in found:
         top = name.partition(".")[0]
         if top in sys.stdlib_module_names or top == ini["lib_name"]: continue
-        there = with_app if path == "web_page.py" else runtime
+        there = with_app if path in ("web_page.py", "serve.py") else runtime
         assert {canonicalize_name(o) for o in dists[top]} & there, f"{path}: {name} is no requirement in settings.ini"
 
 
