@@ -52,3 +52,10 @@ def test_the_counts_see_what_they_are_for(tmp_path):
     path.write_text(json.dumps(dict(cells=cells)))
     assert pages.unbroken(path) == 50 and pages.sight(path) == (50, 52)
     assert set(pages.not_shown(path)) == {*(f"f{i}" for i in range(1, 25)), "A", "A.b"}
+
+
+@pytest.mark.parametrize("page", notebooks)
+def test_plots_have_an_alternative_text(page):
+    for cell in nbformat.read(notebooks[page], as_version=4).cells:
+        pictures = [o for o in cell.get("outputs", []) if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
+        if pictures and not cell.source.startswith("#| hide"): assert re.search(r'^#\| fig-alt: "[^"]{20,}"$', cell.source, flags=re.M), cell.source
