@@ -362,3 +362,14 @@ def test_pictures_have_an_alternative_text(nb, pages):
 def test_headings_are_in_order(nb, pages):
     levels = [len(o) for md in docs.markdowns(pages[nb]) for o in re.findall(r"^(#{1,6}) ", re.sub(fenced, "", md, flags=re.S | re.M), flags=re.M)]
     assert all(after <= before + 1 or before >= 2 for before, after in zip(levels, levels[1:])), levels
+
+
+def test_no_page_of_the_preview_scrolls_sideways_on_a_phone(built):
+    from browser import chromium, open_page
+    wide = {}
+    with chromium() as browser:
+        page = open_page(browser, width=390, height=800)
+        for nb in notebooks:
+            page.goto((built/"_docs"/docs.page(nb)).as_uri())
+            if (width := page.evaluate("document.documentElement.scrollWidth")) > 390: wide[nb] = width
+    assert not wide

@@ -255,6 +255,8 @@ body { max-width: 75rem; margin: 0 auto; padding: 0 1rem }
 nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
 pre, .output_subarea { overflow-x: auto }
 .input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+main table { display: block; max-width: 100%; overflow-x: auto }
+main :is(p, li) code { overflow-wrap: anywhere }
 table { border-collapse: collapse } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none }
 @media (max-width: 50rem) { .columns { display: block } }
