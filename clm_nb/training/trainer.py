@@ -59,6 +59,14 @@ def train(self:RunTrainer, *args, **kwargs):
     finally:
         self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
+# %% ../../nbs/training/trainer.ipynb #be93a904
+@patch
+def end_processes(self:RunTrainer):
+    "Part from the other processes of a run; this trainer trains no more"
+    self.model_wrapped = self.model
+    self.accelerator.free_memory() # collects what is no longer held
+    self.accelerator.end_training()
+
 # %% ../../nbs/training/trainer.ipynb #78c2aafb
 class CausalTrainer(RunTrainer):
     "`Trainer` whose losses are means over the tokens that are predicted, for every causal model"
