@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/cli.html.md"""
 
 # %% auto #0
 __all__ = ['train_parser', 'train_command', 'demo_command', 'perplexity_command', 'generate_command', 'app_command',
-           'cache_command', 'main']
+           'cache_command', 'versions', 'main']
 
 # %% ../nbs/10_cli.ipynb #imports
 import argparse
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from .probe import version_lines
 from .training.waiting import waiting
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
 from .arguments import PerplexityArguments, ScratchArguments, about, boolean, command_parser
@@ -323,13 +324,28 @@ def _load(command: str, argv: list[str]) -> None:
         _quiet()
         import clm_nb.core
 
+# %% ../nbs/10_cli.ipynb #d6c148af
+def versions() -> list[str]:
+    "The versions that matter, a line for each, and where and in which precision models are trained"
+    import torch
+    from clm_nb.model.device import device_and_precision
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    lines = [f"{line}, {build}" if line.startswith("torch ") else line for line in version_lines()]
+    return [*lines, "computes on {} in {}".format(*device_and_precision())]
+
+
+class _Version(argparse.Action):
+    "Print the versions and end, as `--help` does"
+    def __call__(self, parser, *_):
+        parser.exit(0, "\n".join(versions()) + "\n")
+
 # %% ../nbs/10_cli.ipynb #3c75eb5a
 def _main_parser() -> Parser:
     "The parser of `clm_nb` itself: it knows the commands, and leaves their flags to them"
-    from clm_nb import __version__
     parser = Parser("clm_nb", allow_abbrev=False,
                     description="Fine-tune causal language models, and understand them.")
-    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--version", action=_Version, nargs=0,
+                        help="the versions that matter, the device and the precision")
     parser.add_argument("--traceback", action="store_true",
                         help="on an error, show where it came from")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")

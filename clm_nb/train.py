@@ -74,7 +74,8 @@ def save_weights(
     with tempfile.TemporaryDirectory(dir=folder, prefix="_") as new: # a name with _ is never pushed
         trainer.save_model(new, _internal_call=True) # an outer call would push
         for file in Path(new).iterdir():
-            file.replace(folder/file.name)
+            if file.name != "training_args.bin": # a pickle, with a token in it
+                file.replace(folder/file.name)
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(

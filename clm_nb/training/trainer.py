@@ -20,6 +20,7 @@ from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
 from .share import HubTrainer
+from .trial import counting_works
 from .watch import LiveTraining, Sampler
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
@@ -189,6 +190,8 @@ def make_trainer(
     if exact_loss:
         kind, collator = CausalTrainer, CausalCollator(filling_token(tokenizer))
         rows = {split: BlockRows.of(part) for split, part in blocks.items()}
+        if not counting_works(kind, args):
+            kind = RunTrainer
     else:
         kind, collator, rows = RunTrainer, eos_masking_collator(tokenizer), blocks
     live = LiveTraining(len(blocks["train"][0]["input_ids"]), not args.disable_tqdm, sampler)
