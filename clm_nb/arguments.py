@@ -54,8 +54,10 @@ def flag_advice(
     "What to use in the place of a flag or a value that isn't there"
     names = re.findall(r"--(\w+)", message)
     if message.startswith("unrecognized"):
-        found = [today(name, re.findall(r"--(\w+)", known)) for name in names]
-        return next((f". {name}: {text.rstrip('.')}" for name, text in zip(names, found) if text), "")
+        for name in names:
+            if text := today(name, re.findall(r"--(\w+)", known)):
+                return f". {name}: {text.rstrip('.')}"
+        return ""
     for old, new in optimizers.items():
         if f"{old!r}" in message:
             return f". Use {new}"
