@@ -77,7 +77,7 @@ def _tell(run) -> None:
     "Print a run, once, and end with the other processes of it"
     if run.trainer.is_world_process_zero():
         print(run)
-    run.trainer.accelerator.end_training()
+    run.trainer.end_processes()
 
 
 def train_command(

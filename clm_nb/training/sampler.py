@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import torch
 from fastcore.basics import patch
 
-from ..model.model import context_length
+from ..model.model import context_length, forward_kept
 from ..model.sampling import prompt_ids
 from ..generate import generate
 
@@ -22,15 +22,11 @@ from ..generate import generate
 @contextmanager
 def _own_forward(model, forward=None):
     "Inside, the model has the `forward` from before a trainer wrapped it; None: that of its class"
-    wrapped = vars(model).pop("forward", None)
-    if forward:
-        model.forward = forward
-    try:
-        yield
-    finally:
+    with forward_kept(model):
         vars(model).pop("forward", None)
-        if wrapped:
-            model.forward = wrapped
+        if forward:
+            model.forward = forward
+        yield
 
 # %% ../../nbs/training/sampler.ipynb #74262389
 class Sampler:

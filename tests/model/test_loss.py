@@ -3,15 +3,16 @@ import functools
 
 import numpy as np, pytest, torch, transformers
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
+from transformers import BertConfig, BertLMHeadModel, TrainerCallback
 import clm_nb.model.loss
 from clm_nb.collate import CausalCollator
+from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
 from clm_nb.model.device import matmul_rate
 from clm_nb.model.loss import fused_loss, linear_cross_entropy, linear_losses, output_layer
 from clm_nb.train import train
 from short_runs import large, losses, make_blocks, parameters, plain_loss, run, short
-from tiny import Seen, auto, bf16_or_not, families, gpt2, llama, needs_bf16
+from tiny import Seen, auto, bf16_or_not, families, gpt2, llama, needs_bf16, tokenizer
 
 
 def small_parts(monkeypatch, tokens, rows=10**9):
@@ -159,6 +160,22 @@ def test_the_model_has_its_own_forward_again_after_a_run_and_after_an_error(bf16
     with pytest.raises(RuntimeError, match="out of luck"): run(tmp_path, model, callbacks=[Look(), Fails()], bf16=bf16)
     assert inside == [True, True] and model.forward.__func__ is type(model).forward
     assert not {"forward", "_original_forward"} & set(vars(model))
+
+
+@needs_bf16
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("put", [False, True])
+def test_a_forward_that_transformers_wrapped_is_that_of_the_class_after_a_run_in_bf16(exact, put, tmp_path):
+    "BERT's is wrapped, and reads **kwargs; a caller's own stays too"
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                        max_position_embeddings=64, is_decoder=True)
+    model, ids = BertLMHeadModel(config), torch.arange(12)[None]
+    if put: model.forward = type(model).forward.__get__(model)
+    before = vars(model).get("forward")
+    run(tmp_path, model, bf16=True, max_steps=1, exact_loss=exact)
+    assert vars(model).get("forward") is before and isinstance(model(ids, return_dict=False), tuple)
+    assert isinstance(generate(model, tokenizer(), "The", max_new_tokens=4, seed=0), str)
 
 
 def test_a_forward_of_the_models_own_instance_is_back_after_fused_loss():
