@@ -20,7 +20,8 @@ from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
 from .share import HubTrainer
-from .watch import LiveTraining, Sampler
+from .sampler import Sampler
+from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
 class RunTrainer(HubTrainer):
