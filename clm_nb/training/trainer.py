@@ -20,8 +20,9 @@ from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
 from .share import HubTrainer
+from .sampler import Sampler
 from .trial import counting_works
-from .watch import LiveTraining, Sampler
+from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
 class RunTrainer(HubTrainer):
