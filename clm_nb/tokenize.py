@@ -28,7 +28,7 @@ from tokenizers.models import WordLevel
 from .progress import few_lines
 from .ledger import Ledger
 from .probe import tell, trouble, untested, works
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
 from .data.hub import first_line
 from .data.tokenizer import document_affixes
 
@@ -46,7 +46,7 @@ def cut_json(
 def read_json(
     text: str, # of a tokenizer, from `to_str`
 ) -> tuple[dict, str]: # as `cut_json` gives
-    "The same by parsing all of it, where `tokenizers` doesn't write its JSON as `cut_json` knows it"
+    "The same, by parsing all of it where `tokenizers` writes its JSON in another way"
     def same():
         small = Tokenizer(WordLevel({"a": 0}, unk_token="a")).to_str()
         spec, model = cut_json(small)
@@ -274,7 +274,7 @@ def tokenize(
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
     tokens = DatasetDict()
     for name, split in documents.items():
-        path = cache_folder("tokens")/f"{fingerprint(how_key, split._fingerprint)}.arrow"
+        path = cache_folder("tokens")/f"{fingerprint(how_key, content_key(split))}.arrow"
         if path.exists():
             tokens[name] = from_cache(path)
         else:

@@ -50,17 +50,19 @@ def trial(
 ) -> dict: # name → value of what is logged
     "Train on the two rows for one step whose learning rate is 0, and evaluate"
     gc.freeze()
-    with tempfile.TemporaryDirectory() as folder:
-        small = TrainingArguments(
-            folder, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2,
-            per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=1, logging_steps=1,
-            learning_rate=0.0, report_to="none", save_strategy="no", disable_tqdm=True,
-            use_cpu=args.use_cpu, bf16=args.bf16, dataloader_pin_memory=False)
-        trainer = kind(trial_model(), small, data_collator=CausalCollator(),
-                       train_dataset=trial_rows, eval_dataset=trial_rows)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    gc.unfreeze()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            small = TrainingArguments(
+                folder, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=2,
+                per_device_eval_batch_size=1, eval_strategy="steps", eval_steps=1, logging_steps=1,
+                learning_rate=0.0, report_to="none", save_strategy="no", disable_tqdm=True,
+                use_cpu=args.use_cpu, bf16=args.bf16, dataloader_pin_memory=False)
+            trainer = kind(trial_model(), small, data_collator=CausalCollator(),
+                           train_dataset=trial_rows, eval_dataset=trial_rows)
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
+    finally:
+        gc.unfreeze()
     logs = {}
     for log in reversed(trainer.state.log_history):
         logs |= log

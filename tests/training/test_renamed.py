@@ -5,7 +5,7 @@ import pytest
 from transformers import TrainingArguments
 
 from clm_nb.arguments import DataArguments, ModelArguments, flag_advice
-from clm_nb.training.renamed import check_optimizer, of_scripts, of_training, optimizers, today
+from clm_nb.training.renamed import check_optimizer, of_data, of_scripts, of_training, optimizers, today
 from clm_nb.training.settings import training_settings
 
 real = {f.name for group in (TrainingArguments, DataArguments, ModelArguments) for f in fields(group)}
@@ -29,6 +29,12 @@ def test_in_python_and_on_the_command_line_the_answer_is_the_same(name):
     with pytest.raises(TypeError) as refused: training_settings(**{name: 1})
     assert str(refused.value) == f"{name}= is no argument of a training. {today(name)}"
     assert today(name).rstrip(".") in flag_advice(f"unrecognized arguments: --{name} 1")
+
+
+@pytest.mark.parametrize("name", sorted(of_data))
+def test_an_argument_of_the_data_is_sent_to_data(name):
+    assert name in {f.name for f in fields(DataArguments)}
+    with pytest.raises(TypeError, match=rf"finetune takes it in data=dict\({name}=…\)"): training_settings(**{name: 1})
 
 
 def test_a_name_that_nobody_knows_is_refused_and_one_with_a_slip_is_guessed():
