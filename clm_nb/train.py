@@ -89,8 +89,8 @@ def save_run(
     save_weights(trainer, folder)
     history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
-              tokens_per_second=round(live.rate), utilisation=None if share is None else round(share, 3),
-              train_seconds=round(live.seconds, 1))
+              tokens_per_second=round(live.rate), train_seconds=round(live.seconds, 1),
+              utilisation=None if share is None else round(share, 3))
     if live.sampler:
         write_run(folder, sample_prompt=live.sampler.prompt, samples_by_step=live.samples)
     loss_curve(history).savefig(folder/"loss.png", dpi=150)

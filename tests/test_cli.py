@@ -284,7 +284,7 @@ def test_two_processes_make_one_run(run, folder, cache):
     assert "Run folder: two" in first and not second
     one, two = (json.loads((folder/name/"run.json").read_text()) for name in ("one", "two"))
     assert two["status"] == "trained" and two["after"]["loss"] == pytest.approx(one["after"]["loss"], abs=1e-4)
-    for a, b in zip(losses(folder/"one"), losses(folder/"two")): assert a == pytest.approx(b, abs=1e-4)
+    for a, b in zip(losses(folder/"one"), losses(folder/"two"), strict=True): assert a == pytest.approx(b, abs=1e-4)
 
 
 @pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])
