@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import cache_folder, fingerprint, from_cache, made_by, one_at_a_time
+from .data.processes import processes
 from .data.hub import first_line
 from .data.tokenizer import document_affixes
 
@@ -199,10 +200,12 @@ def tokenize_split(
     num_proc: int | None = None, # processes
 ) -> Dataset: # with the single column "input_ids"
     "The token ids of every document of a split, written to a file"
-    tokens = documents.with_format("arrow").map(
-        tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
-        remove_columns=documents.column_names, features=Features(input_ids=List(Value("int32"))),
-        new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
+    with processes(num_proc):
+        tokens = documents.with_format("arrow").map(
+            tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
+            remove_columns=documents.column_names,
+            features=Features(input_ids=List(Value("int32"))),
+            new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
     return Dataset(tokens.data, fingerprint=path.stem)
 
 # %% ../nbs/02_tokenize.ipynb #9ec84b74
@@ -235,13 +238,14 @@ def tokenize(
     tokens = DatasetDict()
     for name, split in documents.items():
         path = cache_folder("tokens")/f"{fingerprint(how_key, split._fingerprint)}.arrow"
-        if path.exists():
-            tokens[name] = from_cache(path)
-        else:
-            if encoder == "auto":
-                encoder = choose_encoder(spec, sample_texts(documents), tokenizer)
-            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=encoder)
-            tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
+        with one_at_a_time(path):
+            if path.exists():
+                tokens[name] = from_cache(path)
+            else:
+                if encoder == "auto":
+                    encoder = choose_encoder(spec, sample_texts(documents), tokenizer)
+                how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=encoder)
+                tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

@@ -13,7 +13,7 @@ import docs  # tools/docs.py
 ini = configparser.ConfigParser(delimiters="=")
 ini.read(root/"settings.ini", encoding="utf-8")
 ini = ini["DEFAULT"]
-quarto = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
+quarto = yaml.safe_load((root/"nbs/_quarto.yml").read_text(encoding="utf-8"))
 notebooks = [p.relative_to(root/"nbs") for p in docs.notebooks(root/"nbs")]
 fenced = r"^(```|~~~).*?^\1" # a fenced block of code, with re.S and re.M
 every_notebook = pytest.mark.parametrize("nb", notebooks, ids=str)
@@ -138,7 +138,7 @@ def code_words():
     text += [m[0] for c in cells if c.cell_type == "markdown" for m in re.finditer(fenced, c.source, flags=re.S | re.M)]
     text += [str(o.get("text") or o.get("data", {}).get("text/plain", "")) for c in cells for o in c.get("outputs", [])]
     files = [p for d in ("clm_nb", "tests", "tools") for p in (root/d).glob("*.py") if p.name != "_modidx.py"]
-    files += [root/n for n in ("settings.ini", "Makefile", "pyproject.toml", "_quarto.yml", "constraints.txt")]
+    files += [root/n for n in ("settings.ini", "Makefile", "pyproject.toml", "nbs/_quarto.yml", "constraints.txt")]
     text += [p.read_text(encoding="utf-8") for p in files]
     return set(re.findall(r"\w+", "\n".join(text))) | set(dir(builtins)) | set(keyword.kwlist)
 
@@ -244,9 +244,11 @@ def test_quarto_renders_every_page_and_no_model_card():
     assert not any(Path("runs/quickstart/README.md").match(g) for g in globs)
 
 
-def test_quarto_yml_is_where_nbdev_looks():
-    link = root/"nbs/_quarto.yml"
-    assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
+def test_no_file_is_a_symbolic_link():
+    "On Windows, git writes a link as a file that holds the path it points to."
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=root, capture_output=True, text=True)
+    if listed.returncode: pytest.skip("no checkout of git here")
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
 
 
 def test_themes_are_light_and_dark_and_ask_nothing_of_other_hosts():
@@ -254,7 +256,7 @@ def test_themes_are_light_and_dark_and_ask_nothing_of_other_hosts():
     assert set(html["theme"]) == {"light", "dark"} and html["html-math-method"] == "mathml"
     for layers in html["theme"].values():
         sheets = [root/"nbs"/o for o in layers if o.endswith(".scss")]
-        assert any("$web-font-path: false;" in s.read_text() for s in sheets)
+        assert any("$web-font-path: false;" in s.read_text(encoding="utf-8") for s in sheets)
 
 
 def items(part):

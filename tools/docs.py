@@ -264,8 +264,8 @@ img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none 
 
 
 def sidebar() -> list[tuple[str, list[Path]]]: # (section, notebooks relative to nbs/)
-    "The sidebar's sections, from _quarto.yml."
-    contents = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    "The sidebar's sections, from nbs/_quarto.yml."
+    contents = yaml.safe_load((root/"nbs/_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     return [(o["section"], [Path(p) for p in o["contents"]]) for o in contents]
 
 
@@ -353,7 +353,7 @@ def llms(check: bool) -> int:
     "Write nbs/llms.txt, or (check) say whether it is out of date."
     path, text = root/"nbs/llms.txt", llms_txt()
     stale = not path.exists() or path.read_text(encoding="utf-8") != text
-    if stale and not check: path.write_text(text, encoding="utf-8")
+    if stale and not check: path.write_text(text, encoding="utf-8", newline="\n")
     if stale: print("nbs/llms.txt" + (": out of date. Run `make prepare`." if check else ""))
     return int(check and stale)
 

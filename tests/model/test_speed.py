@@ -762,7 +762,7 @@ def test_the_run_says_how_fast_it_was(tmp_path, capfd, monkeypatch):
     trainer = run(tmp_path, gpt2(), disable_tqdm=False, gradient_accumulation_steps=2, bf16=True)
     out, err = capfd.readouterr()
     (line,) = [line for line in err.splitlines() if "of what matrix products" in line]
-    run_json, live = json.loads((tmp_path/"run.json").read_text()), trainer.live
+    run_json, live = json.loads((tmp_path/"run.json").read_bytes()), trainer.live
     assert line == str(live) and "in bfloat16 reach here" in line and "tokens/s" in line and "tokens/s" not in out
     assert rates == [("cpu", torch.bfloat16)] and live.steps == 3
     assert live.rate == pytest.approx(2*8*16/(live.seconds - live.first))  # the first step, which sets up, isn't counted
