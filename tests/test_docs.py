@@ -13,7 +13,7 @@ import docs  # tools/docs.py
 ini = configparser.ConfigParser(delimiters="=")
 ini.read(root/"settings.ini", encoding="utf-8")
 ini = ini["DEFAULT"]
-quarto = yaml.safe_load((root/"nbs/_quarto.yml").read_text(encoding="utf-8"))
+quarto = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))
 notebooks = [p.relative_to(root/"nbs") for p in docs.notebooks(root/"nbs")]
 fenced = r"^(```|~~~).*?^\1" # a fenced block of code, with re.S and re.M
 every_notebook = pytest.mark.parametrize("nb", notebooks, ids=str)
@@ -138,7 +138,7 @@ def code_words():
     text += [m[0] for c in cells if c.cell_type == "markdown" for m in re.finditer(fenced, c.source, flags=re.S | re.M)]
     text += [str(o.get("text") or o.get("data", {}).get("text/plain", "")) for c in cells for o in c.get("outputs", [])]
     files = [p for d in ("clm_nb", "tests", "tools") for p in (root/d).glob("*.py") if p.name != "_modidx.py"]
-    files += [root/n for n in ("settings.ini", "Makefile", "pyproject.toml", "nbs/_quarto.yml", "constraints.txt")]
+    files += [root/n for n in ("settings.ini", "Makefile", "pyproject.toml", "_quarto.yml", "constraints.txt")]
     text += [p.read_text(encoding="utf-8") for p in files]
     return set(re.findall(r"\w+", "\n".join(text))) | set(dir(builtins)) | set(keyword.kwlist)
 
@@ -335,8 +335,11 @@ def test_with_quarto_docs_is_nbdevs(monkeypatch):
         ran.append(Path(cmd[0]).name)
         return subprocess.CompletedProcess(cmd, 0)
     monkeypatch.setattr(docs.shutil, "which", lambda name: "/usr/bin/quarto")
+    copied = []
     monkeypatch.setattr(docs.subprocess, "run", record)
+    monkeypatch.setattr(docs.shutil, "copyfile", lambda *paths: copied.append(paths))
     assert docs.main(["site"]) == 0 and ran == ["nbdev-docs"]
+    assert copied == [(root/"_quarto.yml", root/"nbs/_quarto.yml")]
 
 
 def test_scripts_of_other_hosts_are_taken_out_and_nothing_else_is():

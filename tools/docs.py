@@ -264,8 +264,8 @@ img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none 
 
 
 def sidebar() -> list[tuple[str, list[Path]]]: # (section, notebooks relative to nbs/)
-    "The sidebar's sections, from nbs/_quarto.yml."
-    contents = yaml.safe_load((root/"nbs/_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
+    "The sidebar's sections, from _quarto.yml."
+    contents = yaml.safe_load((root/"_quarto.yml").read_text(encoding="utf-8"))["website"]["sidebar"]["contents"]
     return [(o["section"], [Path(p) for p in o["contents"]]) for o in contents]
 
 
@@ -365,6 +365,7 @@ def site(
     out, quarto = get_config(root).doc_path, shutil.which("quarto")
     nbdev_docs = Path(sys.executable).with_name("nbdev-docs")
     if quarto and not use_plain:
+        shutil.copyfile(root/"_quarto.yml", root/"nbs/_quarto.yml")  # a link there is none on Windows
         status = subprocess.run([nbdev_docs], cwd=root).returncode
         for built in out.rglob("*.html"):
             built.write_text(without_foreign_scripts(built.read_text(encoding="utf-8")), encoding="utf-8")

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/model/model.html.md"""
 
 # %% auto #0
 __all__ = ['load_config', 'new_model', 'name_loss', 'own_weights', 'load_model', 'context_length', 'check_fit', 'evaluating',
-           'second_document', 'check_isolation', 'training_flops']
+           'forward_kept', 'second_document', 'check_isolation', 'training_flops']
 
 # %% ../../nbs/model/model.ipynb #imports
 from contextlib import contextmanager
@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
+from ..progress import few_lines
 from ..data.hub import base_model_folder, base_or_other, first_line, local_or_hub
 from .device import device_and_precision
 
@@ -85,6 +86,7 @@ def own_weights(
 _short_rows = {"attn_implementation": "eager"}  # faster on a CPU than sdpa, at 128 tokens
 
 
+@few_lines()
 def load_model(
     name_or_path=None, # Hub id, folder, or `python-docs-gpt2`; None: from scratch
     config_name=None, # Hub id or folder of a config, for a model from scratch
@@ -152,6 +154,21 @@ def evaluating(
     finally:
         for module in training:
             module.training = True
+
+# %% ../../nbs/model/model.ipynb #3e4fc1ca
+@contextmanager
+def forward_kept(
+    model, # a `torch.nn.Module`
+):
+    "Inside, others may replace the model's `forward`; afterwards it is what it was"
+    names = "forward", "_original_forward" # the second is accelerate's note of the first
+    own = {name: vars(model)[name] for name in names if name in vars(model)}
+    try:
+        yield model
+    finally:
+        for name in names:
+            vars(model).pop(name, None)
+        vars(model).update(own)
 
 # %% ../../nbs/model/model.ipynb #1bcbc5d0
 def second_document(
