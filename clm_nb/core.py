@@ -335,7 +335,7 @@ def _read_run(path: Path) -> dict:
         raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or "
                                 "its folder.")
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} can't be read as JSON: {first_line(error)}") from error
     missing = {"source", "training_arguments", "block_size", "data"} - set(run)

@@ -27,7 +27,8 @@ from .group import group
 from .model.device import device_and_precision, keep_freed_memory
 from .model.model import check_fit, check_isolation, context_length, load_model
 from .training.settings import fit_batch, training_arguments, training_settings
-from .training.runs import check_output_dir, describe_run, write_card, write_run
+from .training.runs import (check_output_dir, describe_run, put_files, write_card,
+                                    write_run)
 from .training.share import check_hub
 from .training.charts import loss_curve
 from .training.sampler import Sampler
@@ -74,9 +75,8 @@ def save_weights(
     "Model and tokenizer into a folder; what was there is replaced only by whole files"
     with tempfile.TemporaryDirectory(dir=folder, prefix="_") as new: # a name with _ is never pushed
         trainer.save_model(new, _internal_call=True) # an outer call would push
-        for file in Path(new).iterdir():
-            if file.name != "training_args.bin": # a pickle, with a token in it
-                file.replace(folder/file.name)
+        put_files(Path(new), folder)
+
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(

@@ -353,7 +353,7 @@ def llms(check: bool) -> int:
     "Write nbs/llms.txt, or (check) say whether it is out of date."
     path, text = root/"nbs/llms.txt", llms_txt()
     stale = not path.exists() or path.read_text(encoding="utf-8") != text
-    if stale and not check: path.write_text(text, encoding="utf-8")
+    if stale and not check: path.write_text(text, encoding="utf-8", newline="\n")
     if stale: print("nbs/llms.txt" + (": out of date. Run `make prepare`." if check else ""))
     return int(check and stale)
 
@@ -365,6 +365,7 @@ def site(
     out, quarto = get_config(root).doc_path, shutil.which("quarto")
     nbdev_docs = Path(sys.executable).with_name("nbdev-docs")
     if quarto and not use_plain:
+        shutil.copyfile(root/"_quarto.yml", root/"nbs/_quarto.yml")  # a link there is none on Windows
         status = subprocess.run([nbdev_docs], cwd=root).returncode
         for built in out.rglob("*.html"):
             built.write_text(without_foreign_scripts(built.read_text(encoding="utf-8")), encoding="utf-8")

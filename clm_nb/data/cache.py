@@ -6,19 +6,24 @@ Docs: https://clm-nb.github.io/clm_nb/data/cache.html.md"""
 
 # %% auto #0
 __all__ = ['cache_kinds', 'cache_tag', 'fingerprint', 'made_by', 'content_key', 'cache_dir', 'cache_folder', 'cache_sizes',
-           'clear_cache', 'made_once', 'from_cache']
+           'clear_cache', 'in_use', 'one_at_a_time', 'made_once', 'write_stream', 'from_cache']
 
 # %% ../../nbs/data/cache.ipynb #a34789bf
 import hashlib
 import json
+import logging
 import os
 import shutil
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import mkdtemp
 
 from .. import __version__
 from ..probe import works
+
+# %% ../../nbs/data/cache.ipynb #3f948c67
+_log = logging.getLogger("clm_nb")
 
 # %% ../../nbs/data/cache.ipynb #075ea346
 def fingerprint(
@@ -73,7 +78,7 @@ def cache_folder(
     base = cache_dir()
     if not base.exists() or not any(base.iterdir()):
         base.mkdir(parents=True, exist_ok=True)
-        (base/"CACHEDIR.TAG").write_text(cache_tag)
+        (base/"CACHEDIR.TAG").write_text(cache_tag, encoding="utf-8")
     (base/kind).mkdir(exist_ok=True)
     return base/kind
 
@@ -102,20 +107,43 @@ def clear_cache(
         raise ValueError(f"{cache_dir()} has no CACHEDIR.TAG: it wasn't made as a cache. "
                          "Delete in it what you know, yourself.")
     for kind in sizes:
-        shutil.rmtree(cache_dir()/kind)
-    return sum(sizes.values())
+        shutil.rmtree(cache_dir()/kind, ignore_errors=True)
+    left = {kind: size for kind, size in cache_sizes().items() if kind in sizes}
+    if left:
+        _log.warning(in_use(left))
+    return sum(sizes.values()) - sum(left.values())
+
+
+def in_use(
+    left: dict, # {kind: bytes} that couldn't be deleted
+) -> str: # one line
+    "What is still there after an attempt to delete it"
+    files = [path for kind in left for path in (cache_dir()/kind).rglob("*") if path.is_file()]
+    names = [path.relative_to(cache_dir()).as_posix() for path in files] or list(left)
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return (f"{sum(left.values())/1e6:,.1f} MB are in use and stay in {cache_dir()}: {shown}. "
+            "End the programs and notebooks that read them, and clear the cache again.")
 
 # %% ../../nbs/data/cache.ipynb #11f38be0
+def one_at_a_time(
+    path: Path, # a file or folder in the cache
+): # a context manager
+    "Hold the lock of a result while you look whether it is there, and make it if it isn't"
+    from filelock import FileLock
+
+    if path.exists():
+        return nullcontext()
+    return FileLock(cache_folder("locks")/f"{path.parent.name}-{path.name}.lock")
+
+# %% ../../nbs/data/cache.ipynb #b29b4d02
 def made_once(
     kind: str, # part of the cache, for `cache_folder`
     key: str, # `fingerprint` of everything that decides the result
     make, # called with a new folder to fill, only where the result isn't there yet
 ) -> Path: # the filled folder
     "A folder made once and found again; a half-made one is never found"
-    from filelock import FileLock
-
     folder = cache_folder(kind)/key
-    with FileLock(f"{folder}.lock"):
+    with one_at_a_time(folder):
         if not folder.exists():
             unfinished = Path(mkdtemp(dir=folder.parent))
             try:
@@ -124,6 +152,24 @@ def made_once(
             finally:
                 shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+# %% ../../nbs/data/cache.ipynb #write-stream
+def write_stream(
+    path: Path, # the file to write
+    schema, # a `pyarrow.Schema`
+    batches, # record batches, one after the other
+) -> None:
+    "Write an Arrow stream, whole or not at all"
+    import pyarrow as pa
+
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 # %% ../../nbs/data/cache.ipynb #9ec84b7b
 def from_cache(

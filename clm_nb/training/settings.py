@@ -18,6 +18,7 @@ from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..data.processes import check_processes
 from ..model.device import device_and_precision, grants_bf16
 from ..model.loss import fused_loss
 from .renamed import check_clipping, check_names, check_optimizer
@@ -170,5 +171,7 @@ def training_arguments(
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
     check_amounts(settings)
     check_report(settings.get("report_to"))
+    workers = settings.get("dataloader_num_workers")
+    check_processes("dataloader_num_workers", workers, "multiprocessing")
     check_checkpoint(output_dir, resume_from_checkpoint)
     return TrainingArguments(str(output_dir), **settings)
