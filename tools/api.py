@@ -94,7 +94,6 @@ def head(cls: type) -> str:
 def as_class(text: str, cls: type) -> str:
     "An entry's Markdown with the class's own signature"
     own = any("__init__" in vars(o) for o in cls.__mro__ if o.__module__.startswith("clm_nb"))
-    if not signature.search(text): return text
     if fields(cls) or not own: return signature.sub(lambda m: head(cls), text, 1)
     return text.replace("```python\ndef ", "```python\nclass ", 1)
 
@@ -163,7 +162,7 @@ def mend(pages: dict) -> None:
             for output in (o for o in cell.get("outputs", []) if "text/markdown" in o.get("data", {})):
                 text = "".join(output.data["text/markdown"])
                 if is_entry(cell):
-                    text = as_class(text, symbol(cell)) if isinstance(symbol(cell), type) else text
+                    if signature.search(text) and isinstance(symbol(cell), type): text = as_class(text, symbol(cell))
                     text = mended(text, moved.get(page, {}))
                 output.data["text/markdown"] = relink(text, moved)
 

@@ -259,6 +259,7 @@ nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoratio
 pre, .output_subarea { overflow-x: auto }
 .input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
 .only-github { display: none }
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
 main :is(p, li) code { overflow-wrap: anywhere }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
