@@ -132,10 +132,10 @@ def relink(text: str, moved: dict[str, dict[str, str]]) -> str:
 
 
 def prose_heading(match, taken: set[str]) -> str:
-    "A heading of the prose: no link to itself, and another anchor where an entry has it"
-    marks, text = match[1], re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", match[2])
+    "A heading of the prose that is an entry's name: no link to itself, and another anchor"
+    text = re.sub(r"\[(`[^`]+`)\]\([^)]*\)", r"\1", match[2])
     low = text.strip("`").lower()
-    return f"{marks} {text}" + (f" {{#about-{low}}}" if low in taken and "{#" not in text else "")
+    return f"{match[1]} {text} {{#about-{low}}}" if low in taken else match[0]
 
 
 def free(text: str, taken: set[str]) -> str:
