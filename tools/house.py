@@ -9,12 +9,13 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """ledger
-data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
+data/whole data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 load tokenize
 flatten group collate
 model/device model/model model/loss model/metric model/baselines model/sampling model/inference
 perplexity generate
-training/waiting training/settings training/runs training/share training/charts training/watch training/trainer training/lr_finder
+training/waiting training/settings training/runs training/share training/hold training/checkpoint training/diverged training/charts training/watch
+training/resume training/stop training/trainer training/lr_finder
 train
 look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer

@@ -6,16 +6,14 @@ Docs: https://clm-nb.github.io/clm_nb/training/settings.html.md"""
 
 # %% auto #0
 __all__ = ['granted_settings', 'training_settings', 'step_loss', 'step_fits', 'fit_batch', 'check_report', 'check_amounts',
-           'check_checkpoint', 'training_arguments']
+           'training_arguments']
 
 # %% ../../nbs/training/settings.ipynb #imports
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..model.device import device_and_precision, grants_bf16
 from ..model.loss import fused_loss
@@ -133,28 +131,11 @@ def check_amounts(
                          "Use a number above 0, or max_steps.")
 
 # %% ../../nbs/training/settings.ipynb #1625f5ab
-def check_checkpoint(
-    output_dir, # the run folder
-    resume_from_checkpoint: str | bool | None, # a folder, or True for the last checkpoint
-):
-    "`ValueError` where a run is to go on from a checkpoint that isn't there"
-    if not resume_from_checkpoint:
-        return
-    folder = resume_from_checkpoint
-    if folder is True:
-        folder = Path(output_dir).is_dir() and get_last_checkpoint(str(output_dir))
-    if not folder or not Path(folder).is_dir():
-        raise ValueError(f"resume_from_checkpoint={resume_from_checkpoint}: there is no checkpoint "
-                         f"in {folder or output_dir}. Name a checkpoint folder, or leave it out.")
-
-# %% ../../nbs/training/settings.ipynb #79022ac9
 def training_arguments(
     output_dir, # the run folder
-    resume_from_checkpoint: str | bool | None = None, # a folder, or True for the last checkpoint
     **settings, # from `training_settings`
 ) -> TrainingArguments:
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
     check_amounts(settings)
     check_report(settings.get("report_to"))
-    check_checkpoint(output_dir, resume_from_checkpoint)
     return TrainingArguments(str(output_dir), **settings)
