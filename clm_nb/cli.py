@@ -48,6 +48,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from_run", **absent,
                         help="repeat the run that this run.json tells of, into RUN-again; other "
                              "flags change it")
+    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
+                        **absent, help="go on from the newest whole checkpoint of output_dir; begin "
+                                       "where there is none yet")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
@@ -79,11 +82,17 @@ def _again(run_json: str, changes: dict) -> dict:
     return run | dict(output_dir=f"{folder}-again") | changes | dict(data=data)
 
 # %% ../nbs/10_cli.ipynb #70daeee8
-def _tell(run) -> None:
-    "Print a run, once, and end with the other processes of it"
+def _tell(finetune, **given) -> None:
+    "Fine-tune, print the run, once, and end with the other processes of it"
+    from clm_nb.training.resume import RunFinished
+    try:
+        run = finetune(**given)
+    except RunFinished as finished:
+        print(finished)
+        return
     if run.trainer.is_world_process_zero():
         print(run)
-    run.trainer.accelerator.end_training()
+    run.trainer.end_processes()
 
 
 def train_command(
@@ -96,13 +105,15 @@ def train_command(
     if "from_run" in given:
         given = _again(given.pop("from_run"), given)
     from clm_nb.core import finetune
-    _tell(finetune(**given))
+    _tell(finetune, **given)
 
 # %% ../nbs/10_cli.ipynb #1d5516cd
 def _demo_parser() -> argparse.ArgumentParser:
     parser = command_parser("demo", about["demo"])
     parser.add_argument("--output_dir", default="runs/demo",
                         help="the run folder (default: %(default)s)")
+    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
+                        help="go on where the demo was interrupted")
     return parser
 
 
@@ -112,7 +123,7 @@ def demo_command(
     "Fine-tune the embedded model, and print the run"
     given = _demo_parser().parse_args(argv)
     from clm_nb.core import finetune
-    _tell(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
+    _tell(finetune, prompt='The "with" statement', **vars(given))
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
 def _source(folder) -> dict:
@@ -347,10 +358,10 @@ def main(
     try:
         _load(given.command, rest)
         _commands[given.command](rest)
-    except KeyboardInterrupt:
-        print("\nclm_nb: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except KeyboardInterrupt as stopped:
+        print(f"\nclm_nb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return getattr(stopped, "status", 130)
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if given.traceback:
             raise
         print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)

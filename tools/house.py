@@ -8,7 +8,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
-order = """ledger
+order = """ledger probe
 data/whole data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 load tokenize
 flatten group collate

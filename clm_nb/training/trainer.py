@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, TrainingArguments
 
 from ..collate import BlockRows, CausalCollator
+from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
@@ -66,12 +67,12 @@ def train(self:RunTrainer, resume_from_checkpoint=None, **kwargs):
     before, self.began = self.args.eval_on_start, time.perf_counter()
     self.args.eval_on_start = before and not resume_from_checkpoint
     try:
-        return super(RunTrainer, self).train(resume_from_checkpoint, **kwargs)
+        with forward_kept(self.model):
+            return super(RunTrainer, self).train(resume_from_checkpoint, **kwargs)
     finally:
         self.args.eval_on_start = before
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
-# %% ../../nbs/training/trainer.ipynb #3aa957b5
+# %% ../../nbs/training/trainer.ipynb #8194c301
 _clock = ("seconds", "steps", "first") # of the `LiveTraining`
 
 
@@ -93,7 +94,7 @@ def restore(self:RunTrainer, progress):
         vars(self.live).update(progress.get("clock", {}))
         self.live.asked = self.live.steps, self.live.seconds
 
-# %% ../../nbs/training/trainer.ipynb #2ce0e66b
+# %% ../../nbs/training/trainer.ipynb #b8174b34
 @patch
 def _run_epoch(self:RunTrainer, **kwargs):
     "An epoch; none where all steps are done"
@@ -110,6 +111,14 @@ def training_step(self:RunTrainer, *args, **kwargs):
     if self.ends_at_nan and not torch.isfinite(loss):
         raise self.diverged(f"the loss is {loss.item()}")
     return loss
+
+# %% ../../nbs/training/trainer.ipynb #be93a904
+@patch
+def end_processes(self:RunTrainer):
+    "Part from the other processes of a run; this trainer trains no more"
+    self.model_wrapped = self.model
+    self.accelerator.free_memory() # collects what is no longer held
+    self.accelerator.end_training()
 
 # %% ../../nbs/training/trainer.ipynb #78c2aafb
 class CausalTrainer(RunTrainer):
@@ -171,7 +180,7 @@ def log(self:CausalTrainer, logs, *args, **kwargs):
         self.seen = self.seen | {name: 0}
     super(CausalTrainer, self).log(logs, *args, **kwargs)
 
-# %% ../../nbs/training/trainer.ipynb #8b8bc454
+# %% ../../nbs/training/trainer.ipynb #fccdd7b0
 @patch
 def progress(self:CausalTrainer):
     "What has been counted so far, with the exact sums"

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
 from ..model.device import matmul_rate
-from ..model.model import context_length, training_flops
+from ..model.model import context_length, forward_kept, training_flops
 from ..model.sampling import prompt_ids
 from ..generate import generate
 from .charts import loss_curve, perplexity_name, training_chart
@@ -109,15 +109,11 @@ def __str__(self: Throughput):
 @contextmanager
 def _own_forward(model, forward=None):
     "Inside, the model has the `forward` from before a trainer wrapped it; None: that of its class"
-    wrapped = vars(model).pop("forward", None)
-    if forward:
-        model.forward = forward
-    try:
-        yield
-    finally:
+    with forward_kept(model):
         vars(model).pop("forward", None)
-        if wrapped:
-            model.forward = wrapped
+        if forward:
+            model.forward = forward
+        yield
 
 # %% ../../nbs/training/watch.ipynb #74262389
 class Sampler:

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
+from transformers import BertConfig, BertLMHeadModel, PreTrainedTokenizerFast, TrainerCallback, TrainingArguments
 import clm_nb.generate, clm_nb.model.device, clm_nb.model.inference, clm_nb.model.loss, clm_nb.tokenize, clm_nb.train, clm_nb.training.watch
 from clm_nb.collate import BlockRows, CausalCollator
 from clm_nb.model.sampling import sampling_probabilities
@@ -223,6 +223,22 @@ def test_the_model_has_its_own_forward_again_after_a_run_and_after_an_error(bf16
     with pytest.raises(RuntimeError, match="out of luck"): run(tmp_path, model, callbacks=[Look(), Fails()], bf16=bf16)
     assert inside == [True, True] and model.forward.__func__ is type(model).forward
     assert not {"forward", "_original_forward"} & set(vars(model))
+
+
+@needs_bf16
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("put", [False, True])
+def test_a_forward_that_transformers_wrapped_is_that_of_the_class_after_a_run_in_bf16(exact, put, tmp_path):
+    "BERT's is wrapped, and reads **kwargs; a caller's own stays too"
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+                        max_position_embeddings=64, is_decoder=True)
+    model, ids = BertLMHeadModel(config), torch.arange(12)[None]
+    if put: model.forward = type(model).forward.__get__(model)
+    before = vars(model).get("forward")
+    run(tmp_path, model, bf16=True, max_steps=1, exact_loss=exact)
+    assert vars(model).get("forward") is before and isinstance(model(ids, return_dict=False), tuple)
+    assert isinstance(generate(model, tokenizer(), "The", max_new_tokens=4, seed=0), str)
 
 
 def test_a_forward_of_the_models_own_instance_is_back_after_fused_loss():

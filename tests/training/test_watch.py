@@ -95,7 +95,7 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_watch import *
 trainer = run(sys.argv[1], sample_prompt=prompt, use_cpu=True, max_steps=4, eval_steps=2, per_device_train_batch_size=2)
 print(json.dumps([trainer.live.samples, parameters(trainer.model).tolist()]))
-trainer.accelerator.end_training()
+trainer.end_processes()
 """
 
 
