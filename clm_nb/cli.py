@@ -51,6 +51,9 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
                         **absent, help="go on from the newest whole checkpoint of output_dir; begin "
                                        "where there is none yet")
+    parser.add_argument("--preflight", action="store_true", **absent,
+                        help="measure a few steps, say how much memory, disk and time the run "
+                             "would need, and stop")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
@@ -89,6 +92,9 @@ def _tell(finetune, **given) -> None:
         run = finetune(**given)
     except RunFinished as finished:
         print(finished)
+        return
+    if given.get("preflight"):
+        print(run)
         return
     if run.trainer.is_world_process_zero():
         print(run)

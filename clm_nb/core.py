@@ -315,8 +315,9 @@ def finetune(
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
     data_digest: dict | None = None, # {split: `digest`} that the blocks must have
     resume_from_checkpoint: str | bool | None = None, # a checkpoint; True: the newest whole one
+    preflight: bool = False, # measure a few steps, and say what the run would need, instead of it
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
-) -> Run:
+) -> Run: # or a `Preflight`
     "Load, flatten, tokenize, group, train, measure and generate, with every object it made"
     start = _Start(*_names(model_name_or_path, config_name, tokenizer_name), revision, token, seed)
     settings = start.settings(training_args)
@@ -336,6 +337,8 @@ def finetune(
     training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint,
                          settings)
     plan = _plan(start, tokenizer, blocks, ledger, times, training)
+    if preflight:
+        return plan.foresee()
     with hold(args.output_dir, args.process_index == 0):
         run = _measure_and_train(plan, prompt, int(min(max_new_tokens, room - 8)), times)
         return finish(run, partial(start.make_model, tokenizer))

@@ -10,7 +10,6 @@ __all__ = ['document_batches', 'ids_end_to_end', 'stream_blocks', 'block_feature
            'token_positions', 'positions_in_block']
 
 # %% ../nbs/03_group.ipynb #imports
-import os
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -19,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.whole import written_whole
+from .data.cache import fingerprint, from_cache, made_by, made_once
 from .tokenize import list_length
 
 # %% ../nbs/03_group.ipynb #89aaa330
@@ -114,16 +114,11 @@ def write_blocks(
         positions = map(token_positions, document_batches(split))
         positions_stream = stream_blocks(positions, block_size)
 
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with (pa.OSFile(str(unfinished), "wb") as file,
-              pa.ipc.new_stream(file, features.arrow_schema) as writer):
-            for ids, positions in zip(ids_stream, positions_stream):
-                if len(ids) >= block_size or pad_token_id is not None:
-                    writer.write_batch(block_rows(features, ids, positions, pad_token_id or 0))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (written_whole(path) as aside, pa.OSFile(str(aside), "wb") as file,
+          pa.ipc.new_stream(file, features.arrow_schema) as writer):
+        for ids, positions in zip(ids_stream, positions_stream):
+            if len(ids) >= block_size or pad_token_id is not None:
+                writer.write_batch(block_rows(features, ids, positions, pad_token_id or 0))
 
 # %% ../nbs/03_group.ipynb #cdaa8739
 def count_blocks(
@@ -162,10 +157,11 @@ def cached_blocks(
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
     key = fingerprint("group", split._fingerprint, *options, made_by("pyarrow"))
-    path = cache_folder("blocks")/f"{key}.arrow"
-    if not path.exists():
-        write_blocks(split, path, block_size, pad_token_id, isolate_documents)
-    return from_cache(path)
+
+    def make(folder):
+        write_blocks(split, folder/f"{key}.arrow", *options)
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
 
 # %% ../nbs/03_group.ipynb #93ed74a5
 def group(
@@ -217,12 +213,14 @@ def blocks_by_batch(
     "The blocks of a split, each batch of documents cut by itself"
     versions = made_by("datasets", "pyarrow")
     key = fingerprint("group_batch", split._fingerprint, block_size, batch_size, num_proc, versions)
-    path = cache_folder("blocks")/f"{key}.arrow"
-    blocks = split.with_format("arrow").map(
-        group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
-        fn_kwargs={"block_size": block_size}, features=split.features,
-        new_fingerprint=key, cache_file_name=str(path), desc="Grouping")
-    return blocks.with_format(None)
+
+    def make(folder):
+        split.with_format("arrow").map(
+            group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
+            fn_kwargs={"block_size": block_size}, features=split.features,
+            new_fingerprint=key, cache_file_name=str(folder/f"{key}.arrow"), desc="Grouping")
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
 
 # %% ../nbs/03_group.ipynb #872ffedc
 def token_positions(

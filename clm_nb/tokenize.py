@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import fingerprint, from_cache, made_by, made_once
 from .data.hub import first_line
 from .data.tokenizer import document_affixes
 
@@ -234,14 +234,16 @@ def tokenize(
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
     tokens = DatasetDict()
     for name, split in documents.items():
-        path = cache_folder("tokens")/f"{fingerprint(how_key, split._fingerprint)}.arrow"
-        if path.exists():
-            tokens[name] = from_cache(path)
-        else:
+        key = fingerprint(how_key, split._fingerprint)
+
+        def make(folder, split=split, key=key):
+            chosen = encoder
             if encoder == "auto":
-                encoder = choose_encoder(spec, sample_texts(documents), tokenizer)
-            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=encoder)
-            tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
+                chosen = choose_encoder(spec, sample_texts(documents), tokenizer)
+            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
+            tokenize_split(split, folder/f"{key}.arrow", how, batch_size, num_proc)
+
+        tokens[name] = from_cache(made_once("tokens", key, make)/f"{key}.arrow")
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

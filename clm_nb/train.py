@@ -40,6 +40,7 @@ from .training.resume import (Resumed, TakeUp, check_unfinished, plan_resume, pl
                                     read_run, resume_choice, run_identity)
 from .training.stop import StopOnSignal, stopped
 from .training.diverged import TrainingDiverged
+from .training.preflight import Preflight, check_disk, disk_bytes, preflight
 from .training.trainer import make_trainer
 
 # %% ../nbs/05_train.ipynb #24b3f631
@@ -146,6 +147,7 @@ def check(
     check_training_run(self.model, self.blocks, args, self.push)
     if args.device.type == "cuda" and self.exact_loss and not args.gradient_checkpointing:
         fit_batch(self.model.to(args.device), args, block_size)
+    check_disk(args.output_dir, disk_bytes(self.model, args, len(self.blocks["train"])))
     self.described = describe_run(self.model, self.blocks, self.settings, self.ledger, self.source)
     self.resumed = self.where_to_begin()
     return self
@@ -163,6 +165,15 @@ def where_to_begin(self: TrainingPlan) -> Resumed:
     if choice is True:
         check_unfinished(self.args.output_dir, steps)
     return plan_resume(self.args.output_dir, choice, self.identity, steps)
+
+# %% ../nbs/05_train.ipynb #e8cd69e3
+@patch
+def foresee(
+    self: TrainingPlan, # checked
+) -> Preflight:
+    "Steps, memory, disk and time of the run, which isn't begun"
+    return preflight(self.model, self.blocks, self.tokenizer, self.args.output_dir, self.settings,
+                     self.exact_loss)
 
 # %% ../nbs/05_train.ipynb #9bbc96aa
 @patch

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from xxhash import xxh3_128
 
 from ..tokenize import tokenizer_json
+from .hold import hold
 from .watch import rows_per_step
 from .checkpoint import (checkpoint_fault, checkpoint_step, newest_whole, read_list,
                                         weights_digest)
@@ -113,12 +114,12 @@ def planned_steps(
 def check_unfinished(
     folder: Path, # a run folder
     steps: int, # that the run is to make in all
-    done: str = "trained", # the entry or the status in `run.json` that says that all is done
 ) -> None:
     "`RunFinished` where a run has ended as it should, and no more steps are asked for"
     run = read_run(folder)
-    finished = run.get("status") == done or done in run
-    if finished and run.get("steps", 0) >= steps:
+    if run.get("finished") and run.get("steps", 0) >= steps:
+        with hold(folder):
+            pass # what is left of it is cleaned away
         raise RunFinished(f"{folder} is finished: all {run['steps']:,} steps are done, and nothing "
                           "is left to do. For more steps, raise num_train_epochs or max_steps.")
 
