@@ -48,7 +48,8 @@ from .training.hold import check_free, hold
 from .training.resume import find_checkpoint, resume_choice
 from .training.share import check_hub
 from .training.charts import loss_curve
-from .training.watch import LiveTraining, Sampler
+from .training.sampler import Sampler
+from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
 from .train import TrainingPlan, embedded_finetuning, embedded_run, train

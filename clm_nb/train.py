@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
 
+from .progress import few_lines, notebook_shell
 from .ledger import Ledger
 from .data.whole import flush, remove, unfinished, written_whole
 from .data.cache import fingerprint, made_once
@@ -35,7 +36,7 @@ from .training.share import check_hub
 from .training.hold import check_free, hold
 from .training.checkpoint import checkpoint_step, read_list
 from .training.charts import loss_curve
-from .training.watch import Sampler, notebook_shell
+from .training.sampler import Sampler
 from .training.resume import (Resumed, TakeUp, check_unfinished, plan_resume, planned_steps,
                                     read_run, resume_choice, run_identity)
 from .training.stop import StopOnSignal, stopped
@@ -104,9 +105,9 @@ def save_run(
     if not trainer.is_world_process_zero():
         return
     save_weights(trainer, folder)
-    history = trainer.state.log_history
+    history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
-              tokens_per_second=round(live.rate), utilisation=round(live.utilisation, 3),
+              tokens_per_second=round(live.rate), utilisation=None if share is None else round(share, 3),
               train_seconds=round(live.seconds, 1))
     if live.sampler:
         write_run(folder, sample_prompt=live.sampler.prompt, samples_by_step=live.samples)
@@ -152,7 +153,7 @@ def check(
     self.resumed = self.where_to_begin()
     return self
 
-# %% ../nbs/05_train.ipynb #942f55b6
+# %% ../nbs/05_train.ipynb #cfd915b4
 @patch
 def where_to_begin(self: TrainingPlan) -> Resumed:
     "Where the run goes on from; `ValueError` where it can't, `RunFinished` where nothing is left"
@@ -166,7 +167,7 @@ def where_to_begin(self: TrainingPlan) -> Resumed:
         check_unfinished(self.args.output_dir, steps)
     return plan_resume(self.args.output_dir, choice, self.identity, steps)
 
-# %% ../nbs/05_train.ipynb #e8cd69e3
+# %% ../nbs/05_train.ipynb #82183be9
 @patch
 def foresee(
     self: TrainingPlan, # checked
@@ -175,7 +176,7 @@ def foresee(
     return preflight(self.model, self.blocks, self.tokenizer, self.args.output_dir, self.settings,
                      self.exact_loss)
 
-# %% ../nbs/05_train.ipynb #9bbc96aa
+# %% ../nbs/05_train.ipynb #952fa0c4
 @patch
 def write_down(
     self: TrainingPlan,
@@ -196,7 +197,7 @@ def write_down(
     weights = told["run"]["weights"] if told else self.identity["weights"]
     return dict(started=started, run=self.identity | dict(weights=weights))
 
-# %% ../nbs/05_train.ipynb #0e9a17be
+# %% ../nbs/05_train.ipynb #fddaf625
 @patch
 def new_trainer(self: TrainingPlan) -> Trainer:
     "The trainer that carries out the plan; it stops when a signal comes"
@@ -226,7 +227,7 @@ def train_until_stopped(
     if self.stop.asked(trainer.args.world_size):
         raise stopped(self.stop, trainer.state, trainer.folder)
 
-# %% ../nbs/05_train.ipynb #7169bdca
+# %% ../nbs/05_train.ipynb #584ab8e5
 @patch
 def carry_out(
     self: TrainingPlan, # checked
@@ -250,6 +251,7 @@ def carry_out(
     return trainer
 
 
+@few_lines()
 def train(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`

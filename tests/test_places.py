@@ -93,7 +93,7 @@ def outputs(cell, kind: str = "") -> list:
 
 shown = {"generation app": "app = GenerationApp(gpt2(), tokenizer(), 'The quick', max_new_tokens=3)\napp",
          "explorer": "app = NextTokenExplorer(gpt2(), tokenizer(), 'The quick')\napp"}
-used = {"generation app": "app.generate_button.click()\nprint(app.wait(60), not app.error, bool(app.texts['model']))",
+used = {"generation app": "app.generate_button.click()\nprint(app.wait(600), not app.error, bool(app.texts['model']))",
         "explorer": "app.temperature.value = 0.5\nprint(app.settings['temperature'] == 0.5, not app.error, bool(app.text))"}
 imports = """from tiny import gpt2, tokenizer
 from clm_nb.look.generation_app import GenerationApp

@@ -22,7 +22,7 @@ from xxhash import xxh3_128
 
 from ..tokenize import tokenizer_json
 from .hold import hold
-from .watch import rows_per_step
+from .throughput import rows_per_step
 from .checkpoint import (checkpoint_fault, checkpoint_step, newest_whole, read_list,
                                         weights_digest)
 

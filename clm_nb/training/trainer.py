@@ -22,7 +22,8 @@ from .settings import step_loss
 from .runs import write_card
 from .checkpoint import CheckpointTrainer
 from .diverged import WatchGradients
-from .watch import LiveTraining, Sampler
+from .sampler import Sampler
+from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
 class RunTrainer(CheckpointTrainer):
@@ -72,7 +73,7 @@ def train(self:RunTrainer, resume_from_checkpoint=None, **kwargs):
     finally:
         self.args.eval_on_start = before
 
-# %% ../../nbs/training/trainer.ipynb #8194c301
+# %% ../../nbs/training/trainer.ipynb #2e828942
 _clock = ("seconds", "steps", "first") # of the `LiveTraining`
 
 
@@ -94,7 +95,7 @@ def restore(self:RunTrainer, progress):
         vars(self.live).update(progress.get("clock", {}))
         self.live.asked = self.live.steps, self.live.seconds
 
-# %% ../../nbs/training/trainer.ipynb #b8174b34
+# %% ../../nbs/training/trainer.ipynb #374a0a73
 @patch
 def _run_epoch(self:RunTrainer, **kwargs):
     "An epoch; none where all steps are done"
@@ -180,7 +181,7 @@ def log(self:CausalTrainer, logs, *args, **kwargs):
         self.seen = self.seen | {name: 0}
     super(CausalTrainer, self).log(logs, *args, **kwargs)
 
-# %% ../../nbs/training/trainer.ipynb #fccdd7b0
+# %% ../../nbs/training/trainer.ipynb #8f569afc
 @patch
 def progress(self:CausalTrainer):
     "What has been counted so far, with the exact sums"
