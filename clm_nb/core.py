@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import clear_cache
+from .data.cache import clear_cache, sweep_cache
 from .data.files import is_path
 from .data.hub import first_line, on_hub
 from .data.python_docs import python_docs
@@ -100,6 +100,7 @@ def prepare(
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
+    sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
                          dataset_revision, token, dedupe, ledger)
     if isinstance(tokenizer, (str, Path)):

@@ -30,7 +30,8 @@ from .flatten import flatten
 from .group import group
 from .model.device import device_and_precision, keep_freed_memory
 from .model.model import check_fit, check_isolation, context_length, load_model
-from .training.settings import fit_batch, training_arguments, training_settings
+from .training.settings import (fit_batch, memory_is_limited, training_arguments,
+                                      training_settings)
 from .training.runs import check_output_dir, describe_run, write_card, write_run
 from .training.share import check_hub
 from .training.hold import check_free, hold
@@ -146,7 +147,7 @@ def check(
         self.sampler = Sampler(self.model, self.tokenizer, self.sample_prompt, seed=seed)
     self.args = args = training_arguments(self.output_dir, **self.settings)
     check_training_run(self.model, self.blocks, args, self.push)
-    if args.device.type == "cuda" and self.exact_loss and not args.gradient_checkpointing:
+    if memory_is_limited(args) and self.exact_loss and not args.gradient_checkpointing:
         fit_batch(self.model.to(args.device), args, block_size)
     check_disk(args.output_dir, disk_bytes(self.model, args, len(self.blocks["train"])))
     self.described = describe_run(self.model, self.blocks, self.settings, self.ledger, self.source)

@@ -14,6 +14,8 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -106,16 +108,31 @@ def cache_fault(
         return f"{_list} can't be read"
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    "Inside, no other process makes this folder; who has to wait is told so"
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        _log.warning(f"Another process is making {folder}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def made_once(
     kind: str, # part of the cache, for `cache_folder`
     key: str, # `fingerprint` of everything that decides the result
     make, # called with a new folder to fill, only where the result isn't there yet
 ) -> Path: # the filled folder
     "A folder made once and found again; a half-made or damaged one is made anew"
-    from filelock import FileLock
-
     folder = cache_folder(kind)/key
-    with FileLock(f"{folder}.lock"):
+    with _locked(folder):
         wrong = folder.exists() and cache_fault(folder)
         if wrong:
             _log.warning(f"{folder} is damaged ({wrong}): it is made anew.")

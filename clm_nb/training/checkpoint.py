@@ -236,8 +236,9 @@ def finish_checkpoint(
     if best:
         self.state.best_model_checkpoint = str(checkpoint.with_name(f"checkpoint-{best}"))
         self.state.save_to_json(str(new/"trainer_state.json"))
-    seal(new, step=self.state.global_step, weights=weights_digest(self.model), progress=progress,
-         **self.told)
+    sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled # no process has all weights
+    weights = None if sharded else weights_digest(self.model)
+    seal(new, step=self.state.global_step, weights=weights, progress=progress, **self.told)
     put(new, checkpoint)
     remove(new.parent)
     rotate(checkpoint, self.args.save_total_limit, self.state.best_model_checkpoint)

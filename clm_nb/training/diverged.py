@@ -59,7 +59,8 @@ def check_finite(
     self: CheckpointTrainer, # of which nothing was saved yet
 ) -> None:
     "`TrainingDiverged` where a weight is no finite number"
-    name = broken_weights(self.model)
+    sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled # no process has all weights
+    name = None if sharded else broken_weights(self.model)
     if name:
         raise self.diverged(f"{name} holds numbers that are not finite")
 

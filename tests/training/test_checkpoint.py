@@ -12,6 +12,7 @@ from clm_nb.training.hold import hold
 from clm_nb.training.resume import RunFinished, read_run
 from clm_nb.training.stop import TrainingStopped
 from clm_nb.train import train
+from conftest import python
 from faults import Trials, without_times
 from test_train import blocks, contents, make_blocks, parameters, run
 from tiny import gpt2, llama, patience, tokenizer
@@ -228,3 +229,42 @@ def test_the_best_checkpoint_is_found_and_kept(tmp_path):
     kept = Path(trainer.state.best_model_checkpoint)
     assert kept.parent == tmp_path and checkpoint_fault(kept) is None
     assert torch.equal(parameters(load_model(kept)), parameters(trainer.model))
+
+
+little_memory = """
+import resource, sys
+from test_train import *
+model, data = gpt2(n_positions=256, n_embd=64), DatasetDict(train=make_blocks(64, 256), test=make_blocks(4, 256))
+model.train()(torch.zeros((2, 256), dtype=torch.long)).logits.sum().backward() # what libraries take at first
+now = int(next(o for o in open("/proc/self/status") if o.startswith("VmSize")).split()[1])*1024
+resource.setrlimit(resource.RLIMIT_AS, (now + 150*2**20, now + 150*2**20))
+trainer = run(sys.argv[1], model, data, per_device_train_batch_size=64, max_steps=1, eval_strategy="no", use_cpu=True)
+print(trainer.args.per_device_train_batch_size*trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size < 64)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells the size of the address space")
+def test_too_large_a_batch_is_taken_in_parts_where_memory_is_limited(tmp_path):
+    process = python(little_memory, str(tmp_path/"run"))
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.split() == ["64", "True"] and err.count("don't fit into memory") == 1
+
+
+def test_a_run_that_needs_more_disk_than_there_is_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("clm_nb.training.preflight.free_bytes", lambda folder: 100_000)
+    with pytest.raises(OSError, match="The run needs .* MB on the disk, and .* Make room, lower save_total_limit") as error: run(tmp_path/"run")
+    assert "\n" not in str(error.value) and not (tmp_path/"run").exists()
+
+
+def test_preflight_says_what_then_happens_and_changes_nothing(tmp_path):
+    from clm_nb.training.preflight import preflight
+    from clm_nb.training.settings import training_settings
+    model, settings = gpt2(dropout=0.1), training_settings(**steps | dict(per_device_train_batch_size=4, use_cpu=True, save_total_limit=1))
+    before, random_state = parameters(model).clone(), torch.get_rng_state()
+    said = preflight(model, blocks, tokenizer(), tmp_path/"run", settings)
+    assert torch.equal(parameters(model), before) and torch.equal(torch.get_rng_state(), random_state) and not (tmp_path/"run").exists()
+    trainer = run(tmp_path/"run", model, **steps | dict(save_total_limit=1))
+    written = sum(p.stat().st_size for p in (tmp_path/"run").rglob("*") if p.suffix in (".safetensors", ".pt"))
+    assert said.steps == trainer.state.global_step and said.parameters == before.numel() - model.lm_head.weight.numel()
+    assert written < said.disk < 4*written and said.tokens == 8*4*16
