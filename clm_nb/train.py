@@ -35,7 +35,7 @@ from .training.settings import (fit_batch, memory_is_limited, training_arguments
 from .training.runs import check_output_dir, describe_run, write_card, write_run
 from .training.share import check_hub
 from .training.hold import check_free, hold
-from .training.checkpoint import checkpoint_step, read_list
+from .training.checkpoint import checkpoint_step, read_list, rotate
 from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.resume import (Resumed, TakeUp, check_unfinished, plan_resume, planned_steps,
@@ -230,6 +230,13 @@ def train_until_stopped(
 
 # %% ../nbs/05_train.ipynb #584ab8e5
 @patch
+def _rotate_again(self: TrainingPlan) -> None:
+    "Delete the checkpoints that the interrupted run had no time to delete"
+    if self.resumed.checkpoint and resume_choice(self.resume_from_checkpoint) is True:
+        rotate(self.resumed.checkpoint, self.args.save_total_limit)
+
+
+@patch
 def carry_out(
     self: TrainingPlan, # checked
 ) -> Trainer:
@@ -240,6 +247,7 @@ def carry_out(
     with hold(self.args.output_dir, first):
         if first:
             trainer.told = self.write_down()
+            self._rotate_again()
         if self.args.device.type == "cpu":
             keep_freed_memory()
         self.train_until_stopped(trainer)

@@ -91,14 +91,22 @@ def newest_whole(
     return None, passed
 
 # %% ../../nbs/training/checkpoint.ipynb #2252f8fc
+def _best(checkpoint: Path) -> str | None:
+    "The name of the checkpoint with the best metric so far, if one is kept account of"
+    state = checkpoint/"trainer_state.json"
+    if not state.is_file():
+        return None
+    best = json.loads(state.read_text(encoding="utf-8")).get("best_model_checkpoint")
+    return Path(best).name if best else None
+
+
 def rotate(
     newest: Path, # the checkpoint that was just written
     limit: int | None = None, # how many of the run may stay; None or 0: all
-    best: str | None = None, # the one with the best metric, which stays too
 ) -> list[Path]: # what was deleted
     "Delete the checkpoints that are too many, or of no use any more"
     started, step = read_list(newest).get("started"), checkpoint_step(newest)
-    stays = {newest.name, Path(best or newest).name}
+    stays = {newest.name, _best(newest)}
     gone, kept = [], 1
     for checkpoint in checkpoints(newest.parent):
         if checkpoint.name in stays:
@@ -241,7 +249,7 @@ def finish_checkpoint(
     seal(new, step=self.state.global_step, weights=weights, progress=progress, **self.told)
     put(new, checkpoint)
     remove(new.parent)
-    rotate(checkpoint, self.args.save_total_limit, self.state.best_model_checkpoint)
+    rotate(checkpoint, self.args.save_total_limit)
 
 # %% ../../nbs/training/checkpoint.ipynb #a26a765d
 @patch

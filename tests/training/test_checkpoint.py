@@ -104,7 +104,7 @@ other_rows = dict(train=make_blocks(), test=blocks["test"])
 @pytest.mark.parametrize("change,named", [
     (dict(per_device_train_batch_size=2), "rows per step was 4 and is 2"), (dict(optim="sgd"), "optim was"), (dict(seed=5), "seed was 1"),
     (dict(weight_decay=0.3), "weight_decay was"), (dict(model=llama()), "model was"), (dict(model=gpt2(n_layer=1)), "model was"),
-    (dict(model="other weights"), "other weights"), (dict(data=type(blocks)(other_rows)), "data was"), (dict(max_steps=3), "beyond the 3 steps"),
+    (dict(model="other weights"), "other weights"), (dict(data=type(blocks)(other_rows)), "data was"),
     (dict(optimizer=torch.optim.SGD(gpt2().parameters(), lr=1)), "optimizer was"), (dict(exact_loss=False), "exact_loss was")], ids=str)
 def test_what_does_not_fit_is_refused_before_anything_is_touched(change, named, tmp_path):
     run(tmp_path, **steps | dict(max_steps=6))
@@ -114,6 +114,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_touched(change, named, 
     before = contents(tmp_path)
     with pytest.raises(ValueError, match=named) as error: run(tmp_path, resume_from_checkpoint=True, **steps | dict(max_steps=9) | change)
     assert "\n" not in str(error.value) and contents(tmp_path) == before
+
+
+def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
+    run(tmp_path, **steps | dict(max_steps=6))
+    with pytest.raises(ValueError, match="beyond the 3 steps"): run(tmp_path, resume_from_checkpoint=tmp_path/"checkpoint-6", **steps | dict(max_steps=3))
 
 
 def test_more_steps_and_another_learning_rate_are_applied_and_written_down(tmp_path):
@@ -232,14 +237,15 @@ def test_the_best_checkpoint_is_found_and_kept(tmp_path):
 
 
 little_memory = """
-import resource, sys
+import matplotlib.figure, matplotlib.backends.backend_agg, resource, sys, tqdm
 from test_train import *
-model, data = gpt2(n_positions=256, n_embd=64), DatasetDict(train=make_blocks(64, 256), test=make_blocks(4, 256))
+tqdm.tqdm.monitor_interval = 0
+model, data = gpt2(n_positions=256, n_embd=64), DatasetDict(train=make_blocks(256, 256), test=make_blocks(4, 256))
 model.train()(torch.zeros((2, 256), dtype=torch.long)).logits.sum().backward() # what libraries take at first
 now = int(next(o for o in open("/proc/self/status") if o.startswith("VmSize")).split()[1])*1024
-resource.setrlimit(resource.RLIMIT_AS, (now + 150*2**20, now + 150*2**20))
-trainer = run(sys.argv[1], model, data, per_device_train_batch_size=64, max_steps=1, eval_strategy="no", use_cpu=True)
-print(trainer.args.per_device_train_batch_size*trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size < 64)
+resource.setrlimit(resource.RLIMIT_AS, (now + 400*2**20, now + 400*2**20))
+trainer = run(sys.argv[1], model, data, per_device_train_batch_size=256, max_steps=1, eval_strategy="no", use_cpu=True)
+print(trainer.args.per_device_train_batch_size*trainer.args.gradient_accumulation_steps, trainer.args.per_device_train_batch_size < 256)
 """
 
 
@@ -248,7 +254,7 @@ def test_too_large_a_batch_is_taken_in_parts_where_memory_is_limited(tmp_path):
     process = python(little_memory, str(tmp_path/"run"))
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert out.split() == ["64", "True"] and err.count("don't fit into memory") == 1
+    assert out.split() == ["256", "True"] and err.count("don't fit into memory") == 1
 
 
 def test_a_run_that_needs_more_disk_than_there_is_is_not_begun(tmp_path, monkeypatch):
@@ -268,3 +274,32 @@ def test_preflight_says_what_then_happens_and_changes_nothing(tmp_path):
     written = sum(p.stat().st_size for p in (tmp_path/"run").rglob("*") if p.suffix in (".safetensors", ".pt"))
     assert said.steps == trainer.state.global_step and said.parameters == before.numel() - model.lm_head.weight.numel()
     assert written < said.disk < 4*written and said.tokens == 8*4*16
+
+
+def test_the_command_line_says_the_newest_in_every_way():
+    from clm_nb.arguments import parse_training
+    from clm_nb.training.resume import resume_choice
+    from clm_nb.training_commands import train_parser
+    assert vars(train_parser().parse_args(["--resume"]))["resume_from_checkpoint"] is True
+    for flags in (["--resume_from_checkpoint"], ["--resume_from_checkpoint", "true"], ["--resume_from_checkpoint", "True"]):
+        assert resume_choice(parse_training(flags)["resume_from_checkpoint"]) is True
+    assert resume_choice(parse_training(["--resume_from_checkpoint", "runs/a/checkpoint-4"])["resume_from_checkpoint"]) == Path("runs/a/checkpoint-4")
+    assert resume_choice(None) is resume_choice(False) is resume_choice("false") is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM there")
+def test_a_command_that_is_terminated_ends_with_143_and_says_how_to_go_on(tmp_path):
+    from faults import prepare
+    prepare(tmp_path)
+    command = [sys.executable, "-m", "clm_nb", "train", "--dataset_name", "corpus.json", "--model_name_or_path", "model", "--tokenizer_name",
+               "tokenizer", "--block_size", "16", "--output_dir", "run", "--max_steps", "1000000", "--eval_strategy", "no", "--save_strategy",
+               "steps", "--save_steps", "2", "--use_cpu", "--resume"]
+    with open(tmp_path/"log", "w") as log:
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | dict(CLM_NB_CACHE=str(tmp_path/"cache")))
+    end = time.monotonic() + patience
+    while not list(tmp_path.glob("run/checkpoint-*")) and process.poll() is None and time.monotonic() < end: time.sleep(0.1)
+    process.terminate()
+    said = (process.wait(patience), (tmp_path/"log").read_text())
+    assert said[0] == 143 and "SIGTERM: stopped after step" in said[1] and "--resume" in said[1] and "Traceback" not in said[1], said
+    found, passed = newest_whole(tmp_path/"run")
+    assert found and not passed and not leftovers(tmp_path/"run") and not (tmp_path/"run/_running.lock").exists()
