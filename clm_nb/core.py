@@ -52,7 +52,8 @@ from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
-from .train import TrainingPlan, embedded_finetuning, embedded_run, train
+from .training.plan import TrainingPlan
+from .train import embedded_finetuning, embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
 from .look.batch import show_batch

@@ -8,6 +8,8 @@ Docs: https://clm-nb.github.io/clm_nb/training/diverged.html.md"""
 __all__ = ['TrainingDiverged', 'gradients_finite', 'WatchGradients', 'check_finite']
 
 # %% ../../nbs/training/diverged.ipynb #3b4ca123
+from pathlib import Path
+
 import torch
 from fastcore.basics import patch
 from transformers import TrainerCallback
@@ -26,7 +28,7 @@ def diverged(
 ) -> TrainingDiverged:
     "The error for a run whose numbers aren't numbers any more"
     rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else [0.0]
-    last, _ = newest_whole(self.folder, self.told.get("started"))
+    last, _ = newest_whole(Path(self.folder), self.told.get("started"))
     kept = f"{last} is the last checkpoint before it" if last else "there is no checkpoint yet"
     clip = ", or max_grad_norm=1.0" if not self.args.max_grad_norm else ""
     return TrainingDiverged(

@@ -1,5 +1,5 @@
 "Who drops a view drops the models in it"
-import gc, weakref
+import gc, json, weakref
 
 import pytest
 from clm_nb.look.explorer import NextTokenExplorer
@@ -25,11 +25,11 @@ def test_finetune_keeps_no_model_that_nobody_holds(tmp_path):
     from clm_nb.core import finetune
     from transformers import GPT2LMHeadModel
     def alive(): return sum(isinstance(o, GPT2LMHeadModel) for o in gc.get_objects())
-    (tmp_path/"corpus.txt").write_text("\n".join(f"The {n}th line of a small corpus." for n in range(60)))
+    (tmp_path/"corpus.jsonl").write_text("".join(json.dumps(dict(text=f"The {n}th line of a small corpus.")) + "\n" for n in range(60)))
     gpt2().save_pretrained(tmp_path/"model"), tokenizer().save_pretrained(tmp_path/"model")
     counts = []
     for n in range(2):
-        run = finetune(str(tmp_path/"corpus.txt"), str(tmp_path/"model"), output_dir=tmp_path/f"run{n}", block_size=16, max_new_tokens=3,
+        run = finetune(str(tmp_path/"corpus.jsonl"), str(tmp_path/"model"), output_dir=tmp_path/f"run{n}", block_size=16, max_new_tokens=3,
                        max_steps=1, disable_tqdm=True, save_strategy="no")
         del run
         gc.collect()
