@@ -243,7 +243,8 @@ def versions() -> list[str]:
 class _Version(argparse.Action):
     "Print the versions and end, as `--help` does"
     def __call__(self, parser, *_):
-        parser.exit(0, "\n".join(versions()) + "\n")
+        print(*versions(), sep="\n")
+        parser.exit()
 
 # %% ../nbs/10_cli.ipynb #3c75eb5a
 def _main_parser() -> Parser:

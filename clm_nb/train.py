@@ -49,6 +49,7 @@ def save_weights(
     new = folder/f"{unfinished}model" # a name with _ is never pushed
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
+        (new/"training_args.bin").unlink(missing_ok=True) # a pickle, with a token in it
         flush(new)
         put_files(new, folder)
     except (OSError, SafetensorError) as error:
