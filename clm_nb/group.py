@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
 from .tokenize import list_length
 
 # %% ../nbs/03_group.ipynb #89aaa330
@@ -162,7 +162,7 @@ def cached_blocks(
 ) -> Dataset: # a row for each block, memory-mapped
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
-    key = fingerprint("group", split._fingerprint, *options, made_by("pyarrow"))
+    key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
     path = cache_folder("blocks")/f"{key}.arrow"
     if not path.exists():
         write_blocks(split, path, block_size, pad_token_id, isolate_documents)
@@ -218,7 +218,8 @@ def blocks_by_batch(
 ) -> Dataset: # a row for each block
     "The blocks of a split, each batch of documents cut by itself"
     versions = made_by("datasets", "pyarrow")
-    key = fingerprint("group_batch", split._fingerprint, block_size, batch_size, num_proc, versions)
+    key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
+                      versions)
     path = cache_folder("blocks")/f"{key}.arrow"
     blocks = split.with_format("arrow").map(
         group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from .progress import few_lines, notebook_shell
 from .ledger import Ledger
-from .data.cache import fingerprint, made_once
+from .data.cache import content_key, fingerprint, made_once
 from .data.hub import base_model_folder
 from .data.tokenizer import load_tokenizer
 from .load import load_corpus
@@ -75,7 +75,8 @@ def save_weights(
     with tempfile.TemporaryDirectory(dir=folder, prefix="_") as new: # a name with _ is never pushed
         trainer.save_model(new, _internal_call=True) # an outer call would push
         for file in Path(new).iterdir():
-            file.replace(folder/file.name)
+            if file.name != "training_args.bin": # a pickle, with a token in it
+                file.replace(folder/file.name)
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(
@@ -144,8 +145,8 @@ def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` re
     tokens = tokenize(flatten(load_corpus("python-docs")), tokenizer)
     blocks = group(tokens, context_length(base.config))
     weights = hashlib.sha256((base_model_folder()/"model.safetensors").read_bytes()).hexdigest()
-    key = fingerprint("run", 3, weights, device_and_precision()[1], blocks["train"]._fingerprint,
-                      embedded_finetuning)
+    key = fingerprint("run", 3, weights, device_and_precision()[1],
+                      content_key(blocks["train"]), embedded_finetuning)
 
     def make(folder):
         train(base, blocks, tokenizer, folder, sample_prompt='The "with" statement',
