@@ -18,6 +18,7 @@ from .probe import version_lines
 from .training.waiting import waiting
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
 from .arguments import PerplexityArguments, about, command_parser, defaults, flag
+from .arguments import plain_output
 from .training_commands import demo_command, demo_parser, train_command, train_parser
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
@@ -26,7 +27,7 @@ def _source(folder) -> dict:
     path = Path(folder or "", "run.json")
     if not folder or not path.exists():
         return {}
-    run = json.loads(path.read_text())
+    run = json.loads(path.read_bytes())
     source = run.get("source") or {}
     if not source.get("dataset_name"):
         return {}
@@ -37,7 +38,7 @@ def _source(folder) -> dict:
 def _before(folder) -> dict:
     "What the model of the run in `folder` had on the same blocks before it was trained"
     from clm_nb.core import Perplexity
-    before = json.loads(Path(folder, "run.json").read_text()).get("before")
+    before = json.loads(Path(folder, "run.json").read_bytes()).get("before")
     if not before:
         return {}
     known = {f.name: before[f.name] for f in fields(Perplexity)}
@@ -263,15 +264,16 @@ def main(
     argv: list[str] | None = None, # arguments; None: those of the process
 ) -> int: # exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted
     "The command `clm_nb`"
+    plain_output()
     argv = sys.argv[1:] if argv is None else list(argv)
     given, rest = _main_parser().parse_known_args(argv)
     try:
         _load(given.command, rest)
         _commands[given.command](rest)
-    except KeyboardInterrupt:
-        print("\nclm_nb: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except KeyboardInterrupt as stopped:
+        print(f"\nclm_nb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return getattr(stopped, "status", 130)
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if given.traceback:
             raise
         print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)

@@ -28,7 +28,8 @@ from tokenizers.models import WordLevel
 from .progress import few_lines
 from .ledger import Ledger
 from .probe import tell, trouble, untested, works
-from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
+from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
+from .data.processes import processes
 from .data.hub import first_line
 from .data.tokenizer import document_affixes
 
@@ -238,10 +239,12 @@ def tokenize_split(
     num_proc: int | None = None, # processes
 ) -> Dataset: # with the single column "input_ids"
     "The token ids of every document of a split, written to a file"
-    tokens = documents.with_format("arrow").map(
-        tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
-        remove_columns=documents.column_names, features=Features(input_ids=List(Value("int32"))),
-        new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
+    with processes(num_proc):
+        tokens = documents.with_format("arrow").map(
+            tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
+            remove_columns=documents.column_names,
+            features=Features(input_ids=List(Value("int32"))),
+            new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
     return Dataset(tokens.data, fingerprint=path.stem)
 
 # %% ../nbs/02_tokenize.ipynb #9ec84b74
@@ -274,14 +277,16 @@ def tokenize(
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
     tokens = DatasetDict()
     for name, split in documents.items():
-        path = cache_folder("tokens")/f"{fingerprint(how_key, content_key(split))}.arrow"
-        if path.exists():
-            tokens[name] = from_cache(path)
-        else:
+        key = fingerprint(how_key, content_key(split))
+
+        def make(folder, split=split, key=key):
+            chosen = encoder
             if encoder == "auto":
-                encoder = quick_encoder(spec, sample_texts(documents), tokenizer)
-            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=encoder)
-            tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
+                chosen = quick_encoder(spec, sample_texts(documents), tokenizer)
+            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
+            tokenize_split(split, folder/f"{key}.arrow", how, batch_size, num_proc)
+
+        tokens[name] = from_cache(made_once("tokens", key, make)/f"{key}.arrow")
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

@@ -5,12 +5,15 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
-import socket, subprocess, sys
+import socket, subprocess, sys, warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+
+# With PYTHONWARNDEFAULTENCODING=1, which tools/do.py sets: our text never depends on the machine's code page.
+warnings.filterwarnings("error", category=EncodingWarning, module=r"clm_nb(\..*)?$")
 
 environ = os.environ
 
@@ -76,6 +79,12 @@ def answer(process) -> str:
     out, err = process.communicate()
     assert process.returncode == 0, err
     return out
+
+
+def link(path, target):
+    "A symbolic link; the test is skipped where nobody may make one, as on Windows by default"
+    try: path.symlink_to(target)
+    except OSError: pytest.skip("no symbolic links here")
 
 
 def ranks(n: int) -> list[dict]:

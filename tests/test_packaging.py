@@ -24,7 +24,7 @@ def lines(value): return [o.strip() for o in value.splitlines() if o.strip()]
 
 def pins():
     "constraints.txt as {canonical name: requirement}."
-    found = [o for o in lines((root/"constraints.txt").read_text()) if not o.startswith("#")]
+    found = [o for o in lines((root/"constraints.txt").read_text(encoding="utf-8")) if not o.startswith("#")]
     return {canonicalize_name(Requirement(o).name): Requirement(o) for o in found}
 
 
@@ -143,7 +143,7 @@ def test_wheel_metadata(ini, wheel):
     entry.read(info/"entry_points.txt")
     assert dict(entry["console_scripts"]) == {"clm_nb": "clm_nb.cli:main"}
     assert dict(entry["nbdev"]) == {"clm_nb": "clm_nb._modidx:d"}
-    assert (info/"licenses/LICENSE").read_text().count("Apache License") >= 1
+    assert (info/"licenses/LICENSE").read_text(encoding="utf-8").count("Apache License") >= 1
 
 
 def test_readme_on_a_package_index_has_no_relative_link(wheel):
@@ -331,6 +331,10 @@ def test_ci_runs_make_test(ini):
     job = flow["jobs"]["test"]
     assert [s["run"] for s in job["steps"] if "run" in s] == [".ci/run"]
     assert job["strategy"]["matrix"]["python"][0] == ini["min_python"].rpartition(".")[0]
+    commands = lambda name: [step["run"] for step in flow["jobs"][name]["steps"] if "run" in step]
+    assert set(flow["jobs"]["elsewhere"]["strategy"]["matrix"]["os"]) == {"windows-latest", "macos-latest"}
+    assert commands("elsewhere") == ["python tools/do.py demo", "python tools/do.py test"]
+    assert commands("winlike") == ["make test-winlike"]
     docs = yaml.safe_load((root/".github/workflows/docs.yml").read_text(encoding="utf-8"))
     assert [s["run"] for s in docs["jobs"]["docs"]["steps"] if "run" in s] == ["make docs"]
 

@@ -49,7 +49,7 @@ def test_the_counts_see_what_they_are_for(tmp_path):
     cells = page(("code", long, False), ("code", "f0()", True), ("code", "#| export\nclass A:\n    def b(self): pass", False),
                  ("code", "A().b()", False))
     path = tmp_path/"page.ipynb"
-    path.write_text(json.dumps(dict(cells=cells)))
+    path.write_text(json.dumps(dict(cells=cells)), encoding="utf-8")
     assert pages.unbroken(path) == 50 and pages.sight(path) == (50, 52)
     assert set(pages.not_shown(path)) == {*(f"f{i}" for i in range(1, 25)), "A", "A.b"}
 

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
@@ -166,6 +167,7 @@ venv = Environment()
 
 def run_tests(environment):
     "All that `test` does, in an environment."
+    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # tests/conftest.py makes errors of them
     say("test 1/3: modules, notebooks and README.md are up to date with each other")
     environment.run("python", "-m", "pytest", "-q", "tests/test_uptodate.py")
     say("test 2/3: every notebook, top to bottom")
@@ -173,6 +175,11 @@ def run_tests(environment):
     say("test 3/3: what crosses stages or processes")
     environment.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
                     "--ignore", "tests/test_uptodate.py", "tests")
+
+
+# What crosses stages, files and processes; tests/test_winlike.py says what the rules are.
+winlike = [f"tests/test_{name}.py" for name in
+           "winlike load preprocess train generate perplexity core cli encodings".split()]
 
 
 # Targets
@@ -204,6 +211,26 @@ def test_lowest():
 
 
 @target
+def test_winlike():
+    "run the main paths on Linux under Windows' rules for files"
+    venv.install("dev")
+    places = os.pathsep.join(str(root/folder) for folder in ("tests/winlike", "."))
+    rules = dict(WINDOWS_RULES="1", PYTHONPATH=places)
+    with tempfile.TemporaryDirectory() as folder:
+        rules["CLM_NB_CACHE"] = str(Path(folder)/"cache")
+        demo_run = str(Path(folder)/"demo")
+        named = ("--model_name_or_path", demo_run)
+        say("test-winlike 1/2: the demo twice into one folder, a perplexity, a text, a clear cache")
+        venv.run("clm_nb", "demo", "--output_dir", demo_run, **rules)
+        venv.run("clm_nb", "demo", "--output_dir", demo_run, **rules)
+        venv.run("clm_nb", "perplexity", *named, **rules)
+        venv.run("clm_nb", "generate", *named, "--prompt", "The with statement", **rules)
+        venv.run("clm_nb", "cache", "--clear", **rules)
+        say("test-winlike 2/2: the tests of the main paths")
+        venv.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *winlike, **rules)
+
+
+@target
 def install():
     "make .venv and install what developing needs, and nothing else"
     venv.install("dev")
@@ -223,6 +250,14 @@ def docs():
     venv.install("dev")
     say("docs: the site, into _docs/")
     venv.run("python", "tools/docs.py", "site")
+
+
+@target
+def test_faults():
+    "kill a run at 60 moments, let it go on, and compare its end with one that was left alone (half an hour)"
+    venv.install("dev")
+    say("test-faults: 60 kills, and what comes of them")
+    venv.run("python", "tests/faults.py")
 
 
 @target

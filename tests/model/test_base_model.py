@@ -43,7 +43,7 @@ def test_it_is_there_without_network_cache_or_wait(tmp_path):
     "no file is made, no lock taken, and nothing trained: a cache folder that can't be made isn't missed"
     code = "from clm_nb.core import load_model, load_tokenizer; m = load_model('python-docs-gpt2'); " \
            "print(m.num_parameters(), m.dtype, len(load_tokenizer('python-docs-gpt2')))"
-    (tmp_path/"file").write_text("")
+    (tmp_path/"file").write_text("", encoding="utf-8")
     printed = answer(python(code, CLM_NB_CACHE=tmp_path/"file"/"cache", HF_HUB_OFFLINE="1"))
     assert printed.split() == [str(figures["parameters"]), "torch.float32", str(figures["shape"]["vocab_size"])]
 
