@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/perplexity.html.md"""
 
 # %% auto #0
 __all__ = ['check_mask', 'check_rows', 'labels_for', 'Scorer', 'token_losses', 'windows', 'ScoredRow', 'rows_of_texts',
-           'rows_of_blocks', 'right_padded', 'padded_batches', 'text_window', 'check_blocks', 'rows_to_score',
-           'scored_batches', 'perplexity', 'document_perplexities']
+           'labelled', 'rows_of_blocks', 'right_padded', 'padded_batches', 'text_window', 'check_blocks', 'given_data',
+           'rows_to_score', 'scored_batches', 'perplexity', 'document_perplexities']
 
 # %% ../nbs/06_perplexity.ipynb #8783263a
 import math
@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from .data.tokenizer import document_affixes, token_bytes
 from .model.device import grants_bf16, keep_freed_memory
+from .model.causal import check_causal
 from .model.inference import bf16_pays
 from .model.loss import logit_losses, loss_forward
 from .model.metric import LossSums, Perplexity
@@ -74,6 +75,7 @@ class Scorer:
         model, # a causal language model
         bf16: bool = False, # matrix products in bf16, where the hardware has it
     ):
+        check_causal(model)
         self.model = model
         self.bf16 = bf16 and grants_bf16(model.device.type)
 
@@ -153,8 +155,20 @@ def rows_of_texts(
             yield ScoredRow(ids[begin:end], np.arange(begin, end) >= first, number)
 
 # %% ../nbs/06_perplexity.ipynb #c1b581fd
+def labelled(
+    ids: np.ndarray, # (tokens,)
+    labels, # (tokens,): the ids, or -100 where nothing is to be predicted
+) -> np.ndarray: # (tokens,) bool
+    "Which tokens a block's own labels ask for; `ValueError` where they ask for others"
+    labels = np.asarray(labels)
+    if ((labels != ids) & (labels != -100)).any():
+        raise ValueError("labels are neither -100 nor the token at their place. Don't shift them: "
+                         "a causal model does that itself.")
+    return labels != -100
+
+
 def rows_of_blocks(
-    blocks: Dataset, # "input_ids"; perhaps "attention_mask" and "position_ids"
+    blocks: Dataset, # "input_ids"; perhaps "attention_mask", "position_ids" and "labels"
 ) -> Iterator[ScoredRow]:
     "Each block, the padding taken off"
     number = 0
@@ -169,6 +183,8 @@ def rows_of_blocks(
             if "position_ids" in rows:
                 positions = np.asarray(rows["position_ids"][i])[mask]
                 counted = positions > 0
+            if "labels" in rows:
+                counted = counted & labelled(ids, np.asarray(rows["labels"][i])[mask])
             yield ScoredRow(ids, counted, number, positions)
             number += 1
 
@@ -187,7 +203,8 @@ def padded_batches(
     rows: Iterator[ScoredRow], # an iterator
     batch_size: int, # rows at a time
 ) -> Iterator[tuple]: # (arguments of a `Scorer`, (batch, block-1) counted, (batch,) documents)
-    "So many rows at a time, padded on the right"
+    "So many rows at a time, padded on the right; rows without anything to predict are passed over"
+    rows = (row for row in rows if np.any(row.counted[1:]))
     while batch := list(islice(rows, batch_size)):
         ones = [np.ones(len(row.input_ids), bool) for row in batch]
         arguments = dict(input_ids=right_padded([row.input_ids for row in batch]),
@@ -240,6 +257,30 @@ def check_blocks(
     if "position_ids" in blocks.column_names:
         check_isolation(model)
 
+# %% ../nbs/06_perplexity.ipynb #9c0dedbc
+def given_data(
+    data, # what a user has
+): # a `Dataset` of blocks, or a list of texts
+    "What is to be measured, in one of two forms; `ValueError` for what is neither"
+    if isinstance(data, dict) and any(isinstance(part, Dataset) for part in data.values()):
+        raise ValueError(f"data is a dict of splits: {', '.join(map(str, data))}. Give one of "
+                         "them, for example data['test'].")
+    if isinstance(data, IterableDataset):
+        data = Dataset.from_list(list(data))
+    elif isinstance(data, dict):
+        data = Dataset.from_dict(data)
+    elif hasattr(data, "iloc"):  # a DataFrame
+        data = Dataset.from_pandas(data, preserve_index=False)
+    if isinstance(data, Dataset) and ("input_ids" in data.features or "text" not in data.features):
+        return data
+    texts = data["text"] if isinstance(data, Dataset) else data
+    texts = [texts] if isinstance(texts, str) else texts
+    texts = list(texts) if isinstance(texts, Iterable) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"data is a {type(data).__name__}. "
+                         "Give a Dataset of blocks, a text, or a list of texts.")
+    return texts
+
 # %% ../nbs/06_perplexity.ipynb #61f0599f
 def rows_to_score(
     model, # a causal language model
@@ -250,17 +291,13 @@ def rows_to_score(
     add_eos: bool = True, # text only: whether EOS closes each text
 ) -> Iterator[ScoredRow]:
     "The rows to score, after every argument has been checked"
-    if hasattr(data, "column_names"):
+    data = given_data(data)
+    if isinstance(data, Dataset):
         check_blocks(model, data, tokenizer, block_size, stride)
-        used = {"input_ids", "attention_mask", "position_ids"}
+        used = {"input_ids", "attention_mask", "position_ids", "labels"}
         return rows_of_blocks(data.select_columns([c for c in data.column_names if c in used]))
-    texts = [data] if isinstance(data, str) else data
-    texts = list(texts) if isinstance(texts, Iterable) else [None]
-    if not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"data is a {type(data).__name__}. "
-                         "Give a Dataset of blocks, a text, or a list of texts.")
     block_size, stride = text_window(model, tokenizer, block_size, stride)
-    return rows_of_texts(texts, tokenizer, block_size, stride, add_eos)
+    return rows_of_texts(data, tokenizer, block_size, stride, add_eos)
 
 # %% ../nbs/06_perplexity.ipynb #7ec8b593
 def scored_batches(
@@ -296,9 +333,10 @@ def perplexity(
     bf16: bool | None = None, # products in bf16; None: where it pays, for 4,096 tokens or more
 ) -> Perplexity: # with the standard error over blocks or windows
     "The exponential of the exact mean loss per predicted token"
+    data = given_data(data)
     rows = rows_to_score(model, data, tokenizer, block_size, stride, add_eos)
     if bf16 is None:
-        bf16 = hasattr(data, "column_names") and bf16_pays(model) and list_length(data) >= 4096
+        bf16 = isinstance(data, Dataset) and bf16_pays(model) and list_length(data) >= 4096
     sums = LossSums()
     for losses, counted, nbytes, _ in scored_batches(model, rows, tokenizer, batch_size, bf16):
         sums.add(losses, counted, None if tokenizer is None else sum(nbytes))
@@ -316,8 +354,9 @@ def document_perplexities(
     bf16: bool = False, # products in bf16: faster, and off by up to a per cent for a short text
 ) -> list[Perplexity]: # in order; loss NaN and 0 tokens where nothing is to predict
     "The perplexity of each document by itself"
+    data = given_data(data)
     rows = rows_to_score(model, data, tokenizer, block_size, stride, add_eos)
-    sums = [LossSums() for _ in range(1 if isinstance(data, str) else len(data))]
+    sums = [LossSums() for _ in range(len(data))]
     scored = scored_batches(model, rows, tokenizer, batch_size, bf16)
     for losses, counted, nbytes, documents in scored:
         for i, document in enumerate(documents):

@@ -25,6 +25,7 @@ from .flatten import flatten
 from .group import group
 from .model.device import device_and_precision, keep_freed_memory
 from .model.model import check_fit, check_isolation, context_length, load_model
+from .model.causal import check_causal
 from .training.settings import fit_batch, training_arguments, training_settings
 from .training.runs import check_output_dir, describe_run, write_card, write_run
 from .training.share import check_hub
@@ -43,6 +44,7 @@ def check_training_blocks(
     tokenizer, # the tokenizer that made the blocks
 ) -> int: # tokens in a block
     "`ValueError` for blocks that the model can't read; how long a block is"
+    check_causal(model)
     block_size = len(blocks["train"][0]["input_ids"])
     check_fit(model.config, block_size, tokenizer)
     if "position_ids" in blocks["train"].column_names:

@@ -9,10 +9,10 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """ledger
-data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
+data/valid_json data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 load tokenize
 flatten group collate
-model/device model/model model/loss model/metric model/baselines model/sampling model/inference
+model/device model/model model/causal model/loss model/metric model/baselines model/options model/sampling model/inference
 perplexity generate
 training/waiting training/settings training/runs training/share training/charts training/watch training/trainer training/lr_finder
 train

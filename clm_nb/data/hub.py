@@ -119,10 +119,12 @@ def base_model_folder() -> Path:
 # %% ../../nbs/data/hub.ipynb #1a69bd45
 def base_or_other(
     name_or_path, # `python-docs-gpt2`, a folder, or a Hub id
-): # the folder of the base model for its name; anything else as it is
+): # the folder of the base model for its name; a folder below `~`; anything else as it is
     "Where a model or tokenizer of this name is looked for"
     if str(name_or_path) == "python-docs-gpt2":
         return base_model_folder()
+    if str(name_or_path).startswith("~"):
+        return Path(name_or_path).expanduser()
     return name_or_path
 
 # %% ../../nbs/data/hub.ipynb #27ebf116

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/settings.html.md"""
 
 # %% auto #0
 __all__ = ['granted_settings', 'training_settings', 'step_loss', 'step_fits', 'fit_batch', 'check_report', 'check_amounts',
-           'check_checkpoint', 'training_arguments']
+           'check_metric', 'check_checkpoint', 'training_arguments']
 
 # %% ../../nbs/training/settings.ipynb #imports
 from contextlib import nullcontext
@@ -46,6 +46,8 @@ def training_settings(
                 use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda",
                 bf16=precision == "bf16" and not kwargs.get("fp16"),
                 fp16=precision == "fp16" and "bf16" not in kwargs)
+    if kwargs.get("metric_for_best_model"):
+        ours["greater_is_better"] = False  # a loss, or a perplexity
     return tutorial | ours | kwargs | granted_settings(device, kwargs)
 
 # %% ../../nbs/training/settings.ipynb #78c2aaf0
@@ -132,6 +134,16 @@ def check_amounts(
         raise ValueError(f"num_train_epochs={settings['num_train_epochs']} trains nothing. "
                          "Use a number above 0, or max_steps.")
 
+# %% ../../nbs/training/settings.ipynb #c4595784
+def check_metric(
+    metric_for_best_model: str | None, # of the settings
+):
+    "`ValueError` for a figure that no evaluation gives"
+    name = (metric_for_best_model or "loss").removeprefix("eval_")
+    if name not in ("loss", "perplexity"):
+        raise ValueError(f"metric_for_best_model={metric_for_best_model!r} isn't measured. "
+                         "Use 'loss' or 'perplexity'.")
+
 # %% ../../nbs/training/settings.ipynb #1625f5ab
 def check_checkpoint(
     output_dir, # the run folder
@@ -155,6 +167,7 @@ def training_arguments(
 ) -> TrainingArguments:
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
     check_amounts(settings)
+    check_metric(settings.get("metric_for_best_model"))
     check_report(settings.get("report_to"))
     check_checkpoint(output_dir, resume_from_checkpoint)
-    return TrainingArguments(str(output_dir), **settings)
+    return TrainingArguments(str(Path(output_dir).expanduser()), **settings)

@@ -8,6 +8,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/watch.html.md"""
 __all__ = ['notebook_shell', 'rows_per_step', 'Throughput', 'Sampler', 'LiveTraining']
 
 # %% ../../nbs/training/watch.ipynb #imports
+import logging
 import sys
 import time
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from fastcore.basics import patch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainingArguments
 
+from ..data.hub import first_line
 from ..model.device import matmul_rate
 from ..model.model import context_length, forward_kept, training_flops
 from ..model.sampling import prompt_ids
@@ -48,6 +50,7 @@ def rows_per_step(
 class Throughput(TrainerCallback):
     "Tokens per second, and which share of what the machine's matrix products reach that is"
     utilisation = 0.0 # until the end
+    share = 0.0 # of what is possible, for each token a second
 
     def __init__(self, tokens_per_row: int):
         self.tokens_per_row, self.seconds, self.steps, self.rate = tokens_per_row, 0.0, 0, 0.0
@@ -89,14 +92,19 @@ def _training_dtype(args: TrainingArguments, model) -> torch.dtype:
 
 
 @patch
-def on_train_end(self: Throughput, args, state, control, model=None, **kwargs):
+def on_train_begin(self: Throughput, args, state, control, model=None, **kwargs):
+    "Measure what could be reached, so that nothing stands between the last step and the saving"
     self.dtype = _training_dtype(args, model)
     if not state.is_world_process_zero:
         return
     with suppress(torch.OutOfMemoryError):
-        reached = self.rate*training_flops(model, self.tokens_per_row)
         possible = matmul_rate(args.device.type, self.dtype)*args.world_size
-        self.utilisation = reached/possible
+        self.share = training_flops(model, self.tokens_per_row)/possible
+
+
+@patch
+def on_train_end(self: Throughput, args, state, control, **kwargs):
+    self.utilisation = self.rate*self.share
 
 
 @patch
@@ -106,6 +114,9 @@ def __str__(self: Throughput):
     return f"{self.rate:,.0f} tokens/s, {share}"
 
 # %% ../../nbs/training/watch.ipynb #ee68c57d
+_log = logging.getLogger("clm_nb")
+
+
 @contextmanager
 def _own_forward(model, forward=None):
     "Inside, the model has the `forward` from before a trainer wrapped it; None: that of its class"
@@ -135,17 +146,23 @@ class Sampler:
         self.forward = vars(model).get("forward")
         self.options = dict(max_new_tokens=int(min(max_new_tokens, context - length)), seed=seed,
                             temperature=temperature)
-        self.seconds = 0.0 # spent on texts so far
+        self.seconds, self.failed = 0.0, False # spent on texts so far; whether one couldn't be made
 
 
 @patch
-def __call__(self: Sampler, model) -> str | None: # None where there was no memory for it
+def __call__(self: Sampler, model) -> str | None: # None where it couldn't
     "What the model adds to the prompt"
     start = time.perf_counter()
-    with suppress(torch.OutOfMemoryError), _own_forward(model, self.forward):
-        text = generate(model, self.tokenizer, self.prompt, return_full_text=False, **self.options)
+    try:
+        with _own_forward(model, self.forward):
+            return generate(model, self.tokenizer, self.prompt, return_full_text=False,
+                            **self.options)
+    except Exception as error:  # a text is never worth a run
+        if not self.failed:
+            _log.warning("No text at this evaluation: %s", first_line(error))
+        self.failed = True
+    finally:
         self.seconds += time.perf_counter() - start
-        return text
 
 # %% ../../nbs/training/watch.ipynb #5568de33
 def _newest(history: list[dict], key: str):
@@ -324,7 +341,9 @@ def draws(self: LiveTraining) -> bool:
 
 
 @patch
-def on_train_begin(self: LiveTraining, args, state, control, **kwargs):
+def on_train_begin(self: LiveTraining, args, state, control, model=None, **kwargs):
+    if model is not None:
+        Throughput.on_train_begin(self, args, state, control, model)
     self.state, self.began, self.elapsed, self.running = state, time.perf_counter(), 0.0, True
     self.first_step = state.global_step
     self.show = self.show and state.is_world_process_zero
