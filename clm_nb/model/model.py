@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
+from ..progress import few_lines
 from ..data.hub import base_model_folder, base_or_other, first_line, local_or_hub
 from .device import device_and_precision
 
@@ -126,6 +127,7 @@ def check_whole(
 _short_rows = {"attn_implementation": "eager"}  # faster on a CPU than sdpa, at 128 tokens
 
 
+@few_lines()
 def load_model(
     name_or_path=None, # Hub id, folder, or `python-docs-gpt2`; None: from scratch
     config_name=None, # Hub id or folder of a config, for a model from scratch

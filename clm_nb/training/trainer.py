@@ -20,7 +20,8 @@ from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
 from .share import HubTrainer
-from .watch import LiveTraining, Sampler
+from .sampler import Sampler
+from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
 class RunTrainer(HubTrainer):
@@ -57,6 +58,14 @@ def train(self:RunTrainer, *args, **kwargs):
     "Train; afterwards the model computes in its own precision again"
     with forward_kept(self.model):
         return super(RunTrainer, self).train(*args, **kwargs)
+
+# %% ../../nbs/training/trainer.ipynb #be93a904
+@patch
+def end_processes(self:RunTrainer):
+    "Part from the other processes of a run; this trainer trains no more"
+    self.model_wrapped = self.model
+    self.accelerator.free_memory() # collects what is no longer held
+    self.accelerator.end_training()
 
 # %% ../../nbs/training/trainer.ipynb #78c2aafb
 class CausalTrainer(RunTrainer):
