@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..probe import tell, trouble, untested
 from .model import evaluating, forward_kept
 from .causal import probe_rows
 
@@ -186,7 +187,13 @@ def output_layer(
     layer = linear_on_top(model)
     if layer is None:
         return None
-    return layer if all(layer_is_all(model, layer, largest) for largest in (None, 1000)) else None
+    reason = trouble(lambda: all(layer_is_all(model, layer, most) for most in (None, 1000)))
+    if not reason:
+        return layer
+    note = untested("transformers") if reason.startswith("fails") else ""
+    tell(f"Losses take more memory and time, by way of logits: {type(model).__name__} without "
+         f"them {reason}. {note}".rstrip())
+    return None
 
 # %% ../../nbs/model/loss.ipynb #8a895f0a
 def states_to_loss(
