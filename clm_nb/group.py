@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/group.html.md"""
 
 # %% auto #0
 __all__ = ['document_batches', 'ids_end_to_end', 'stream_blocks', 'block_features', 'fill_blocks', 'block_rows', 'write_blocks',
-           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'group_batch', 'blocks_by_batch',
-           'token_positions', 'positions_in_block']
+           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'check_samples', 'first_blocks', 'group_batch',
+           'blocks_by_batch', 'token_positions', 'positions_in_block']
 
 # %% ../nbs/03_group.ipynb #imports
 from collections.abc import Iterable, Iterator
@@ -194,6 +194,33 @@ def group(
                              "Use a smaller block_size, remainder='pad', or more text.")
         if ledger is not None:
             ledger.add("group", name, **counts)
+    return blocks
+
+# %% ../nbs/03_group.ipynb #20cfa463
+def check_samples(
+    max_train_samples: int | None, # blocks to train on; None: all
+    max_eval_samples: int | None, # blocks to measure on; None: all
+) -> dict: # split → how many blocks
+    "How many blocks to keep; `ValueError` for what is no number of blocks"
+    kept = {"train": max_train_samples, "test": max_eval_samples}
+    for name, number in zip(("max_train_samples", "max_eval_samples"), kept.values()):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} keeps no block. Use 1 or more, or leave it out.")
+    return {split: number for split, number in kept.items() if number is not None}
+
+
+def first_blocks(
+    blocks, # `DatasetDict` of blocks
+    kept: dict, # from `check_samples`
+    ledger: Ledger | None = None, # takes down what was left out
+): # `DatasetDict`
+    "The first blocks of each split, as many as are kept"
+    for split, number in kept.items():
+        every = len(blocks[split])
+        if number < every:
+            blocks[split] = blocks[split].select(range(number))
+            if ledger is not None:
+                ledger.add("keep", split, blocks=every, kept=number, left_out=every - number)
     return blocks
 
 # %% ../nbs/03_group.ipynb #be09666f
