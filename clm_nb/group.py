@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
 from .data.cache import one_at_a_time, write_stream
 from .data.processes import processes
 from .tokenize import list_length
@@ -157,7 +157,7 @@ def cached_blocks(
 ) -> Dataset: # a row for each block, memory-mapped
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
-    key = fingerprint("group", split._fingerprint, *options, made_by("pyarrow"))
+    key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
     path = cache_folder("blocks")/f"{key}.arrow"
     with one_at_a_time(path):
         if not path.exists():
@@ -214,7 +214,8 @@ def blocks_by_batch(
 ) -> Dataset: # a row for each block
     "The blocks of a split, each batch of documents cut by itself"
     versions = made_by("datasets", "pyarrow")
-    key = fingerprint("group_batch", split._fingerprint, block_size, batch_size, num_proc, versions)
+    key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
+                      versions)
     path = cache_folder("blocks")/f"{key}.arrow"
     with one_at_a_time(path), processes(num_proc):
         blocks = split.with_format("arrow").map(

@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from .progress import few_lines, notebook_shell
 from .ledger import Ledger
-from .data.cache import fingerprint, made_once
+from .data.cache import content_key, fingerprint, made_once
 from .data.hub import base_model_folder
 from .data.tokenizer import load_tokenizer
 from .load import load_corpus
@@ -75,6 +75,7 @@ def save_weights(
     "Model and tokenizer into a folder; what was there is replaced only by whole files"
     with tempfile.TemporaryDirectory(dir=folder, prefix="_") as new: # a name with _ is never pushed
         trainer.save_model(new, _internal_call=True) # an outer call would push
+        (Path(new)/"training_args.bin").unlink(missing_ok=True) # a pickle, with a token in it
         put_files(Path(new), folder)
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
@@ -88,8 +89,8 @@ def save_run(
     save_weights(trainer, folder)
     history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
-              tokens_per_second=round(live.rate), utilisation=None if share is None else round(share, 3),
-              train_seconds=round(live.seconds, 1))
+              tokens_per_second=round(live.rate), train_seconds=round(live.seconds, 1),
+              utilisation=None if share is None else round(share, 3))
     if live.sampler:
         write_run(folder, sample_prompt=live.sampler.prompt, samples_by_step=live.samples)
     loss_curve(history).savefig(folder/"loss.png", dpi=150)
@@ -144,8 +145,8 @@ def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` re
     tokens = tokenize(flatten(load_corpus("python-docs")), tokenizer)
     blocks = group(tokens, context_length(base.config))
     weights = hashlib.sha256((base_model_folder()/"model.safetensors").read_bytes()).hexdigest()
-    key = fingerprint("run", 3, weights, device_and_precision()[1], blocks["train"]._fingerprint,
-                      embedded_finetuning)
+    key = fingerprint("run", 3, weights, device_and_precision()[1],
+                      content_key(blocks["train"]), embedded_finetuning)
 
     def make(folder):
         train(base, blocks, tokenizer, folder, sample_prompt='The "with" statement',

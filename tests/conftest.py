@@ -36,6 +36,22 @@ def cache(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def asked_before(tmp_path_factory):
+    "What is tried once in a process isn't tried in the middle of a test that counts calls or watches numbers"
+    trial, trainer = (sys.modules.get(f"clm_nb.training.{name}") for name in ("trial", "trainer"))
+    if not trial or not trainer or trial in asked: return
+    from transformers import TrainingArguments
+    from clm_nb.model.device import hardware_has_bf16
+    for bf16 in {False, hardware_has_bf16("cpu")}:
+        folder = tmp_path_factory.mktemp("trial")
+        trial.counting_works(trainer.CausalTrainer, TrainingArguments(folder, use_cpu=True, report_to="none", bf16=bf16))
+    asked.append(trial)
+
+
+asked = []
+
+
 @pytest.fixture
 def counted(monkeypatch):
     "Counts the calls of functions: `counted(module, name)` from then on, `counted.calls[name]`"

@@ -3,6 +3,7 @@ import json, os, re, socket, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+from clm_nb.probe import tested
 from conftest import answer, python, ranks
 import tiny
 
@@ -84,7 +85,9 @@ def test_the_command_is_main(way, tmp_path):
     env = os.environ | dict(PYTHONPATH=str(Path(clm_nb.__file__).parents[1]), HF_HOME=str(tmp_path))
     ask = lambda *argv: subprocess.run([*ways[way], *argv], capture_output=True, text=True, cwd=tmp_path, env=env)
     done = ask("--version")
-    assert (done.returncode, done.stdout.strip()) == (0, clm_nb.__version__)
+    told = done.stdout.splitlines()
+    assert (done.returncode, told[0]) == (0, f"clm_nb {clm_nb.__version__}") and told[-1].startswith("computes on ")
+    assert [line.split()[0] for line in told[1:-1]] == ["Python", *tested]
     done = ask("train", "no_such.yaml", "--max_steps", "3")
     told = [line for line in done.stderr.splitlines() if line.startswith("clm_nb: ")]
     assert done.returncode == 1 and len(told) == 1 and told[0].startswith("clm_nb: no_such.yaml is not a file")
@@ -116,6 +119,10 @@ wrong = {
     "--isolate_documents --remainder batch": "not the tutorial's way", "--dataset_config_name small": "no configuration 'small'",
     "--isolate_documents --as_tutorial": "not the tutorial's way", "--as_tutorial maybe": "neither true nor false",
     "--dataset_name": "expected one argument",
+    "--warmup_ratio 0.1": "Use warmup_steps", "--no_cuda": "Use use_cpu", "--learning_rat 1": "Do you mean learning_rate",
+    "--preprocessing_num_workers 2": "Use num_proc", "--evaluation_strategy no": "Use eval_strategy",
+    "--max_grad_norm None": "use 0 for no clipping", "--optim adamw_hf": "Use adamw_torch",
+    "--optim_args betas=(0.5,0.9)": "adam_beta1= and adam_beta2=",
 }
 
 
@@ -277,7 +284,7 @@ def test_two_processes_make_one_run(run, folder, cache):
     assert "Run folder: two" in first and not second
     one, two = (json.loads((folder/name/"run.json").read_bytes()) for name in ("one", "two"))
     assert two["status"] == "trained" and two["after"]["loss"] == pytest.approx(one["after"]["loss"], abs=1e-4)
-    for a, b in zip(losses(folder/"one"), losses(folder/"two")): assert a == pytest.approx(b, abs=1e-4)
+    for a, b in zip(losses(folder/"one"), losses(folder/"two"), strict=True): assert a == pytest.approx(b, abs=1e-4)
 
 
 @pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])

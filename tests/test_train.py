@@ -160,7 +160,7 @@ def test_two_processes_with_half_the_rows_each_are_one_with_all(family, tmp_path
     "Rows of all lengths, so that the processes' tokens differ; 26 to evaluate on, so that the last batch is short"
     (one, weights), (both, others) = (in_processes(n, tmp_path/str(n), family) for n in (1, 2))
     assert len(one) == len(both) > 4 and [sorted(log) for log in one] == [sorted(log) for log in both]
-    for a, b in zip(one, both):
+    for a, b in zip(one, both, strict=True):
         for key in a: assert abs(a[key] - b[key]) < 2e-5*max(1, abs(a[key])), key
     np.testing.assert_allclose(others, weights, rtol=0, atol=1e-6)
     assert json.loads((tmp_path/"2/run.json").read_bytes())["status"] == "trained"

@@ -3,7 +3,7 @@
 It needs no package and no shell, and an older Python still reads it, to say which one is needed.
 A target is a function under `@target`: `def test_newest` makes `python tools/do.py test-newest`,
 and one word in the Makefile makes `make test-newest`. `NAME=value` beside the target sets PYTHON,
-SCALE, ONLY or NAMES, as it does with make.
+SCALE, ONLY, NAMES or TORCH, as it does with make.
 """
 import configparser
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 metadata = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt")
-settings = ("PYTHON", "SCALE", "ONLY", "NAMES")
+settings = ("PYTHON", "SCALE", "ONLY", "NAMES", "TORCH")
 targets = {}
 
 
@@ -143,6 +143,24 @@ class Environment:
         return self
 
 
+class Resolved(Environment):
+    "One whose versions uv chooses within the bounds of settings.ini, with the CPU build of torch."
+    def __init__(self, resolution):
+        super().__init__(f".venv-{resolution}")
+        self.resolution = resolution
+
+    def install(self):
+        "Install clm_nb and what developing it needs; what was there before is chosen anew."
+        self.make()
+        say(f"{self.folder.name}: installing what uv --resolution {self.resolution} chooses")
+        self.pip("install", "--quiet", "--upgrade", "uv")
+        torch = setting("TORCH", "--torch-backend=cpu").split()
+        self.run("uv", "pip", "install", "--quiet", "--upgrade", "--resolution", self.resolution,
+                 "--python", self.program("python"), *torch, "--editable", ".[dev,app]")
+        self.run("clm_nb", "--version")
+        return self
+
+
 # constraints.txt holds the versions that were tested; without it, pip may take a much larger torch.
 venv = Environment()
 
@@ -178,6 +196,18 @@ def demo():
 def test():
     "execute every notebook and run the tests"
     run_tests(venv.install("dev"))
+
+
+@target
+def test_newest():
+    "the same with the newest versions that settings.ini allows, in .venv-highest"
+    run_tests(Resolved("highest").install())
+
+
+@target
+def test_lowest():
+    "the same with the lowest ones, in .venv-lowest-direct (TORCH='torch==2.13.0': another torch)"
+    run_tests(Resolved("lowest-direct").install())
 
 
 @target

@@ -185,7 +185,7 @@ def check_isolation(
     model, # a causal model
 ):
     "`ValueError` unless the model keeps documents apart whose `position_ids` restart"
-    kind = model.config._attn_implementation
+    kind = getattr(model.config, "_attn_implementation", None)
     if kind not in ("eager", "sdpa"):
         raise ValueError(f"attn_implementation={kind!r} isn't known to keep documents apart. "
                          "Load the model with attn_implementation='sdpa' or 'eager', "

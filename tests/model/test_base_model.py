@@ -50,7 +50,7 @@ def test_it_is_there_without_network_cache_or_wait(tmp_path):
 
 def test_its_name_and_its_folder_are_one_model():
     by_name, by_folder = load_model("python-docs-gpt2"), load_model(folder)
-    for one, other in zip(by_name.parameters(), by_folder.parameters()): assert torch.equal(one, other)
+    for one, other in zip(by_name.parameters(), by_folder.parameters(), strict=True): assert torch.equal(one, other)
     assert load_config("python-docs-gpt2").n_positions == by_name.config.n_positions == figures["shape"]["n_positions"]
     assert load_tokenizer("python-docs-gpt2").get_vocab() == load_tokenizer(folder).get_vocab()
 
