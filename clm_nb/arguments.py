@@ -207,6 +207,8 @@ def parse_training(
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
+        if action.dest == "resume_from_checkpoint":
+            action.nargs, action.const = "?", True
     return vars(parser.parse_args(argv))
 
 # %% ../nbs/arguments.ipynb #c89ee137

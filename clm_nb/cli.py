@@ -270,10 +270,10 @@ def main(
     try:
         _load(given.command, rest)
         _commands[given.command](rest)
-    except KeyboardInterrupt:
-        print("\nclm_nb: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, TypeError) as error:
+    except KeyboardInterrupt as stopped:
+        print(f"\nclm_nb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return getattr(stopped, "status", 130)
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if given.traceback:
             raise
         print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)

@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import clear_cache
+from .data.cache import clear_cache, sweep_cache
 from .data.files import is_path
 from .data.hub import first_line, on_hub
 from .data.python_docs import python_docs
@@ -44,12 +44,15 @@ from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import training_arguments, training_settings
 from .training.runs import check_output_dir, digest, write_card, write_run
+from .training.hold import check_free, hold
+from .training.resume import find_checkpoint, resume_choice
 from .training.share import check_hub
 from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
+from .training.plan import TrainingPlan
 from .train import embedded_finetuning, embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
@@ -98,6 +101,7 @@ def prepare(
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
+    sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
                          dataset_revision, token, dedupe, ledger)
     if isinstance(tokenizer, (str, Path)):
@@ -163,7 +167,10 @@ def settings(self: _Start, given: dict) -> dict:
 def _check_settings(output_dir, resume_from_checkpoint, settings: dict):
     "The `TrainingArguments` of the settings, or an early error"
     check_output_dir(output_dir)
-    args = training_arguments(output_dir, resume_from_checkpoint, **training_settings(**settings))
+    check_free(output_dir)
+    args = training_arguments(output_dir, **training_settings(**settings))
+    if resume_choice(resume_from_checkpoint) is not True:
+        find_checkpoint(output_dir, resume_choice(resume_from_checkpoint))
     if args.push_to_hub:
         check_hub(args.hub_token)
     return args
@@ -230,19 +237,27 @@ def _measure(model, held_out, tokenizer, prompt: str, length: int, seed: int) ->
     return figures, generate(model, tokenizer, prompt, length, seed=seed, **sample_options)
 
 # %% ../nbs/09_core.ipynb #67597236
-def _measure_and_train(start, tokenizer, blocks, prompt, length, ledger, times, training) -> Run:
-    "Measure, train, measure again; `training` holds more arguments of `train`"
+def _plan(start, tokenizer, blocks, ledger, times, training: dict) -> TrainingPlan:
+    "The model, and what is to be done with it, checked; `training` as from `_training`"
     with times.stage("model", "Loading the model"):
         model = start.make_model(tokenizer)
-    measure = partial(_measure, model, blocks["test"], tokenizer, prompt, length, start.seed)
+    plan = TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
+                        **training)
+    return plan.check()
+
+
+def _measure_and_train(plan: TrainingPlan, prompt: str, length: int, times) -> Run:
+    "Measure, train, measure again"
+    model, tokenizer, held_out = plan.model, plan.tokenizer, plan.blocks["test"]
+    seed = plan.settings.get("seed", 42)
+    measure = partial(_measure, model, held_out, tokenizer, prompt, length, seed)
     with times.stage("before", "Measuring the model before training"):
         before, sample_before = measure()
     with times.stage("training"):
-        trainer = train(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
-                        **training)
+        trainer = plan.carry_out()
     with times.stage("after", "Measuring the model after training"):
         after, sample = measure()
-    return Run(Path(trainer.args.output_dir), model, tokenizer, trainer, blocks, ledger,
+    return Run(Path(trainer.folder), model, tokenizer, trainer, plan.blocks, plan.ledger,
                before, after, prompt, sample_before, sample, times)
 
 # %% ../nbs/09_core.ipynb #410b336e
@@ -258,7 +273,7 @@ def finish(
         write_card(run.output_dir)
         with run.seconds.stage("report", "Writing the report"):
             write_report(run.output_dir, run_views(run, make_base))
-        write_run(run.output_dir, seconds=run.seconds)
+        write_run(run.output_dir, seconds=run.seconds, finished=True)
     if run.trainer.args.push_to_hub:
         run.trainer.push_to_hub()
     return run
@@ -278,12 +293,12 @@ def source(self: _Start) -> dict:
                 tokenizer_name=_named(self.tokenizer_name), revision=self.revision)
 
 # %% ../nbs/09_core.ipynb #4061ffe0
-def _training(args, source: dict, exact_loss: bool, resume_from_checkpoint) -> dict:
-    "Arguments of `train` that are no training arguments"
+def _training(args, source: dict, exact_loss: bool, resume_from_checkpoint, settings) -> dict:
+    "Arguments of a `TrainingPlan`"
     sample_prompt = None if args.fsdp or args.deepspeed else source["prompt"]
     return dict(output_dir=args.output_dir, source=source | dict(exact_loss=exact_loss),
                 exact_loss=exact_loss, resume_from_checkpoint=resume_from_checkpoint,
-                sample_prompt=sample_prompt)
+                sample_prompt=sample_prompt, settings=training_settings(**settings))
 
 # %% ../nbs/09_core.ipynb #8d7e65eb
 def finetune(
@@ -302,9 +317,10 @@ def finetune(
     as_tutorial: bool = False, # the tutorial's choices: `tutorial_choices`, its labels, its loss
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
     data_digest: dict | None = None, # {split: `digest`} that the blocks must have
-    resume_from_checkpoint: str | bool | None = None, # a checkpoint, or True for the last one
+    resume_from_checkpoint: str | bool | None = None, # a checkpoint; True: the newest whole one
+    preflight: bool = False, # measure a few steps, and say what the run would need, instead of it
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
-) -> Run:
+) -> Run: # or a `Preflight`
     "Load, flatten, tokenize, group, train, measure and generate, with every object it made"
     start = _Start(*_names(model_name_or_path, config_name, tokenizer_name), revision, token, seed)
     settings = start.settings(training_args)
@@ -321,10 +337,14 @@ def finetune(
     prompt = prompt or _first_words(blocks["test"], tokenizer)
     names = dict(dataset_name=_named(dataset_name), **start.source(), data=data, prompt=prompt,
                  max_new_tokens=max_new_tokens)
-    training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint)
-    run = _measure_and_train(start, tokenizer, blocks, prompt, int(min(max_new_tokens, room - 8)),
-                             ledger, times, training | settings)
-    return finish(run, partial(start.make_model, tokenizer))
+    training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint,
+                         settings)
+    plan = _plan(start, tokenizer, blocks, ledger, times, training)
+    if preflight:
+        return plan.foresee()
+    with hold(args.output_dir, args.process_index == 0):
+        run = _measure_and_train(plan, prompt, int(min(max_new_tokens, room - 8)), times)
+        return finish(run, partial(start.make_model, tokenizer))
 
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:

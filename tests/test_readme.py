@@ -28,6 +28,11 @@ def test_readme_shows_the_two_commands_and_the_way_on_the_command_line():
     assert sum(map(len, of.values())) == len(commands), commands
 
 
+def test_readme_says_how_to_train_on_your_own_text():
+    assert "## How do I train on my own text?" in readme
+    assert any("--dataset_name my_texts/" in command for command in of["clm_nb"])
+
+
 def test_make_targets_exist():
     for command in of["make"]:
         done = subprocess.run([*shlex.split(command), "-n"], cwd=root, capture_output=True, text=True)
@@ -54,6 +59,10 @@ def stopped_early(command):
 
 def test_commands_and_python_run(tmp_path):
     "They use the embedded model, which is made on first use; that takes minutes"
+    (tmp_path/"my_texts").mkdir()
+    for i in range(10):
+        text = "\n\n".join(f"Tale {i}.{n}: once upon a time there were {i*n} foxes and {i + n} dogs." for n in range(60))
+        (tmp_path/"my_texts"/f"{i}.txt").write_text(text, encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ours = python(f"import os\nos.chdir({str(tmp_path)!r})\n" + code("python")[0])
     told = ""
@@ -66,7 +75,7 @@ def test_commands_and_python_run(tmp_path):
     assert "Run folder: runs/docs" in told and re.search(r"^perplexity \d", told, re.M)
     assert told.rstrip().splitlines()[-1] and 'The with statement' in told.split("Run folder")[1]
     assert re.search(r"^perplexity \d+\.\d", printed) and "A class definition" in printed
-    assert {p.name for p in (tmp_path/"runs").iterdir()} == {"docs", "readme"}
+    assert {p.name for p in (tmp_path/"runs").iterdir()} == {"docs", "mine", "readme"}
     command, = filter(is_server, of["clm_nb"])
     server = subprocess.Popen(shlex.split(command), cwd=tmp_path, env=os.environ | dict(PATH=path), text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)

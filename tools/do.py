@@ -253,6 +253,14 @@ def docs():
 
 
 @target
+def test_faults():
+    "kill a run at 60 moments, let it go on, and compare its end with one that was left alone (half an hour)"
+    venv.install("dev")
+    say("test-faults: 60 kills, and what comes of them")
+    venv.run("python", "tests/faults.py")
+
+
+@target
 def bench():
     "measure clm_nb and its peers into benchmarks/ (SCALE=2: more; ONLY=generation: one group)"
     venv.install("bench")

@@ -9,12 +9,12 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """progress ledger probe
-data/cache data/processes data/files data/hub data/python_docs data/split data/leaks data/tokenizer
+data/whole data/cache data/processes data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 load tokenize
 flatten group collate
 model/device model/model model/loss model/metric model/scored_rows model/perplexity_table model/baselines model/sampling model/inference
 perplexity generate
-training/waiting training/renamed training/settings training/runs training/share training/charts training/throughput training/sampler training/watch training/trial training/trainer training/lr_finder
+data/whole data/cache data/processes data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 train
 look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
