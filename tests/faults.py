@@ -118,7 +118,7 @@ class Trials:
         killed = in_child(lambda: self.run(name, event, after), log) < 0
         status = in_child(lambda: self.run(name), log)
         out = self.folder/name/"run"
-        if status and "RunFinished" not in log.read_text(encoding="utf-8"): return killed, [f"exit status {status}: {log.read_text(encoding="utf-8")[-1500:]}"]
+        if status and "RunFinished" not in log.read_text(encoding="utf-8"): return killed, [f"exit status {status}: {log.read_text(encoding='utf-8')[-1500:]}"]
         litter = [p.name for p in [*out.rglob("*"), *(self.folder/name/"cache").rglob("*")] if p.name.startswith(("_new-", "tmp"))]
         return killed, differences(self.expected, outcome(out)) + litter
 
