@@ -15,8 +15,8 @@ flatten group collate
 model/device model/model model/loss model/metric model/scored_rows model/perplexity_table model/baselines model/sampling model/inference
 perplexity generate
 training/waiting training/renamed training/settings training/runs training/share training/hold training/checkpoint training/diverged
-training/charts training/throughput training/sampler training/watch training/resume training/stop training/trainer training/lr_finder
-training/preflight training/trial training/plan
+training/charts training/throughput training/sampler training/watch training/resume training/stop training/trial training/trainer training/lr_finder
+training/preflight training/plan
 train
 look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
