@@ -44,12 +44,12 @@ def test_with_two_processes_the_same_is_found_again(cache):
 
 
 def test_a_list_that_cannot_be_read_is_a_damage(cache):
-    def make(folder): (folder/"a").write_text("a")
+    def make(folder): (folder/"a").write_text("a", encoding="utf-8")
     folder = made_once("models", "key", make)
     for text in ("{", "[]", "3", '{"a": 1}'):
-        (folder/"files.json").write_text(text)
+        (folder/"files.json").write_text(text, encoding="utf-8")
         assert text == "[]" or cache_fault(folder)
-    assert (made_once("models", "key", make)/"a").read_text() == "a"
+    assert (made_once("models", "key", make)/"a").read_text(encoding="utf-8") == "a"
 
 
 killed = """
@@ -66,5 +66,5 @@ def test_what_a_killed_program_left_half_made_is_swept_and_never_found(cache):
     assert subprocess.run([sys.executable, "-c", killed]).returncode == -signal.SIGKILL
     assert [p.name for p in (cache/"tokens").iterdir() if p.is_dir()] == ["_new-key"]
     assert [p.name for p in sweep_cache()] == ["_new-key"] and sweep_cache() == []
-    folder = made_once("tokens", "key", lambda folder: (folder/"a").write_text("whole"))
-    assert (folder/"a").read_text() == "whole"
+    folder = made_once("tokens", "key", lambda folder: (folder/"a").write_text("whole", encoding="utf-8"))
+    assert (folder/"a").read_text(encoding="utf-8") == "whole"

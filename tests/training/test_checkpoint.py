@@ -24,7 +24,7 @@ def state(folder): return {k: without_times(v) for k, v in contents_json(folder)
 
 
 def contents_json(folder):
-    found = json.loads((folder/"run.json").read_text())
+    found = json.loads((folder/"run.json").read_bytes())
     return {k: found[k] for k in ("status", "steps", "log_history", "data", "seed", "finished")}
 
 
@@ -69,7 +69,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_what_was_passed_over_is_said(t
     run(tmp_path, **steps)
     newest = tmp_path/"checkpoint-8"
     wrong = {"model.safetensors": lambda p: p.write_bytes(p.read_bytes()[:-9]), "optimizer.pt": Path.unlink,
-             "rng_state.pth": lambda p: p.write_bytes(b"x"*p.stat().st_size), "checkpoint.json": lambda p: p.write_text("{")}
+             "rng_state.pth": lambda p: p.write_bytes(b"x"*p.stat().st_size), "checkpoint.json": lambda p: p.write_text("{", encoding="utf-8")}
     for name, damage in wrong.items():
         kept = (newest/name).read_bytes()
         damage(newest/name)
@@ -182,7 +182,7 @@ holding = "import sys, time\nfrom clm_nb.training.hold import hold\nwith hold(sy
 
 def test_a_second_run_is_refused_while_the_first_lives_and_not_when_it_died(tmp_path):
     run(tmp_path, **steps)
-    (tmp_path/"_new-run.json").write_text("half")
+    (tmp_path/"_new-run.json").write_text("half", encoding="utf-8")
     other = subprocess.Popen([sys.executable, "-c", holding, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline().strip() == "held"
@@ -294,12 +294,12 @@ def test_a_command_that_is_terminated_ends_with_143_and_says_how_to_go_on(tmp_pa
     command = [sys.executable, "-m", "clm_nb", "train", "--dataset_name", "corpus.json", "--model_name_or_path", "model", "--tokenizer_name",
                "tokenizer", "--block_size", "16", "--output_dir", "run", "--max_steps", "1000000", "--eval_strategy", "no", "--save_strategy",
                "steps", "--save_steps", "2", "--use_cpu", "--resume"]
-    with open(tmp_path/"log", "w") as log:
+    with open(tmp_path/"log", "w", encoding="utf-8") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log, env=os.environ | dict(CLM_NB_CACHE=str(tmp_path/"cache")))
     end = time.monotonic() + patience
     while not list(tmp_path.glob("run/checkpoint-*")) and process.poll() is None and time.monotonic() < end: time.sleep(0.1)
     process.terminate()
-    said = (process.wait(patience), (tmp_path/"log").read_text())
+    said = (process.wait(patience), (tmp_path/"log").read_text(encoding="utf-8"))
     assert said[0] == 143 and "SIGTERM: stopped after step" in said[1] and "--resume" in said[1] and "Traceback" not in said[1], said
     found, passed = newest_whole(tmp_path/"run")
     assert found and not passed and not leftovers(tmp_path/"run") and not (tmp_path/"run/_running.lock").exists()
