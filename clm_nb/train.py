@@ -47,9 +47,9 @@ def save_weights(
 ) -> None:
     "Model and tokenizer into a folder; what was there is replaced only by whole files"
     new = folder/f"{unfinished}model" # a name with _ is never pushed
+    new.mkdir(exist_ok=True)
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
-        (new/"training_args.bin").unlink(missing_ok=True) # a pickle, with a token in it
         flush(new)
         put_files(new, folder)
     except (OSError, SafetensorError) as error:
@@ -57,7 +57,6 @@ def save_weights(
                       "go on from the last checkpoint with resume_from_checkpoint=True.") from error
     finally:
         remove(new)
-
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(
