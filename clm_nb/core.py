@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import clear_cache, sweep_cache
+from .data.cache import clear_cache
 from .data.files import is_path
 from .data.hub import first_line, on_hub
 from .data.python_docs import python_docs
@@ -101,7 +101,6 @@ def prepare(
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
-    sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
                          dataset_revision, token, dedupe, ledger)
     if isinstance(tokenizer, (str, Path)):
@@ -355,7 +354,7 @@ def _read_run(path: Path) -> dict:
         raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or "
                                 "its folder.")
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} can't be read as JSON: {first_line(error)}") from error
     missing = {"source", "training_arguments", "block_size", "data"} - set(run)

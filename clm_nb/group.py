@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.whole import written_whole
-from .data.cache import fingerprint, from_cache, made_by, made_once
+from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
+from .data.cache import one_at_a_time, write_stream
+from .data.processes import processes
 from .tokenize import list_length
 
 # %% ../nbs/03_group.ipynb #89aaa330
@@ -115,11 +116,10 @@ def write_blocks(
         positions = map(token_positions, document_batches(split))
         positions_stream = stream_blocks(positions, block_size)
 
-    with (written_whole(path) as aside, pa.OSFile(str(aside), "wb") as file,
-          pa.ipc.new_stream(file, features.arrow_schema) as writer):
-        for ids, positions in zip(ids_stream, positions_stream):
-            if len(ids) >= block_size or pad_token_id is not None:
-                writer.write_batch(block_rows(features, ids, positions, pad_token_id or 0))
+    batches = (block_rows(features, ids, positions, pad_token_id or 0)
+               for ids, positions in zip(ids_stream, positions_stream)
+               if len(ids) >= block_size or pad_token_id is not None)
+    write_stream(path, features.arrow_schema, batches)
 
 # %% ../nbs/03_group.ipynb #cdaa8739
 def count_blocks(
@@ -157,12 +157,12 @@ def cached_blocks(
 ) -> Dataset: # a row for each block, memory-mapped
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
-    key = fingerprint("group", split._fingerprint, *options, made_by("pyarrow"))
-
-    def make(folder):
-        write_blocks(split, folder/f"{key}.arrow", *options)
-
-    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+    key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
+    path = cache_folder("blocks")/f"{key}.arrow"
+    with one_at_a_time(path):
+        if not path.exists():
+            write_blocks(split, path, block_size, pad_token_id, isolate_documents)
+    return from_cache(path)
 
 # %% ../nbs/03_group.ipynb #93ed74a5
 @few_lines()
@@ -214,15 +214,15 @@ def blocks_by_batch(
 ) -> Dataset: # a row for each block
     "The blocks of a split, each batch of documents cut by itself"
     versions = made_by("datasets", "pyarrow")
-    key = fingerprint("group_batch", split._fingerprint, block_size, batch_size, num_proc, versions)
-
-    def make(folder):
-        split.with_format("arrow").map(
+    key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
+                      versions)
+    path = cache_folder("blocks")/f"{key}.arrow"
+    with one_at_a_time(path), processes(num_proc):
+        blocks = split.with_format("arrow").map(
             group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
             fn_kwargs={"block_size": block_size}, features=split.features,
-            new_fingerprint=key, cache_file_name=str(folder/f"{key}.arrow"), desc="Grouping")
-
-    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+            new_fingerprint=key, cache_file_name=str(path), desc="Grouping")
+    return blocks.with_format(None)
 
 # %% ../nbs/03_group.ipynb #872ffedc
 def token_positions(

@@ -18,7 +18,7 @@ from transformers import Trainer
 from .progress import few_lines, notebook_shell
 from .ledger import Ledger
 from .data.whole import flush, remove, unfinished, written_whole
-from .data.cache import fingerprint, made_once
+from .data.cache import content_key, fingerprint, made_once
 from .data.hub import base_model_folder
 from .data.tokenizer import load_tokenizer
 from .load import load_corpus
@@ -28,7 +28,7 @@ from .group import group
 from .model.device import device_and_precision, keep_freed_memory
 from .model.model import context_length, load_model
 from .training.settings import training_arguments, training_settings
-from .training.runs import describe_run, write_card, write_run
+from .training.runs import describe_run, put_files, write_card, write_run
 from .training.hold import hold
 from .training.checkpoint import rotate
 from .training.charts import loss_curve
@@ -50,8 +50,7 @@ def save_weights(
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
         flush(new)
-        for file in new.iterdir():
-            file.replace(folder/file.name)
+        put_files(new, folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"The model couldn't be saved into {folder} ({str(error)}). Make room, and "
                       "go on from the last checkpoint with resume_from_checkpoint=True.") from error
@@ -69,8 +68,8 @@ def save_run(
     save_weights(trainer, folder)
     history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
-              tokens_per_second=round(live.rate), utilisation=None if share is None else round(share, 3),
-              train_seconds=round(live.seconds, 1))
+              tokens_per_second=round(live.rate), train_seconds=round(live.seconds, 1),
+              utilisation=None if share is None else round(share, 3))
     if live.sampler:
         write_run(folder, sample_prompt=live.sampler.prompt, samples_by_step=live.samples)
     with written_whole(folder/"loss.png") as path:
@@ -138,8 +137,8 @@ def embedded_run() -> Path: # a run folder: `load_model` and `load_tokenizer` re
     tokens = tokenize(flatten(load_corpus("python-docs")), tokenizer)
     blocks = group(tokens, context_length(base.config))
     weights = hashlib.sha256((base_model_folder()/"model.safetensors").read_bytes()).hexdigest()
-    key = fingerprint("run", 3, weights, device_and_precision()[1], blocks["train"]._fingerprint,
-                      embedded_finetuning)
+    key = fingerprint("run", 3, weights, device_and_precision()[1],
+                      content_key(blocks["train"]), embedded_finetuning)
 
     def make(folder):
         train(base, blocks, tokenizer, folder, sample_prompt='The "with" statement',

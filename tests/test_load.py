@@ -29,7 +29,7 @@ def write_csv(path, delimiter=","):
 
 def write_folder(path):
     (path/"deeper").mkdir(parents=True)
-    (path/".hidden.txt").write_text("not a document")
+    (path/".hidden.txt").write_text("not a document", encoding="utf-8")
     for i, text in enumerate(answers):
         (path/("deeper" if i % 2 else "")/f"{i}.txt").write_text(text + "\n\nend", encoding="utf-8")
 
@@ -41,13 +41,13 @@ def write_gzip(path):
 lines = "\n".join(json.dumps(r) for r in records)
 formats = {
     "corpus.json": lambda p: p.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8"),
-    "lines.json": lambda p: p.write_text(lines), "corpus.jsonl": lambda p: p.write_text(lines + "\n"),
+    "lines.json": lambda p: p.write_text(lines, encoding="utf-8"), "corpus.jsonl": lambda p: p.write_text(lines + "\n", encoding="utf-8"),
     "corpus.v2.json.gz": write_gzip, "corpus.csv": write_csv, "corpus.tsv": lambda p: write_csv(p, "\t"),
     "corpus.parquet": lambda p: Dataset.from_list(records).to_parquet(p),
     "corpus.txt": lambda p: p.write_text("\n\n".join(answers), encoding="utf-8"), "texts": write_folder,
     "saved": lambda p: Dataset.from_list(records).save_to_disk(p),
-    "two words.json": lambda p: p.write_text(json.dumps(records)),
-    "nested.json": lambda p: p.write_text(json.dumps(nested)),
+    "two words.json": lambda p: p.write_text(json.dumps(records), encoding="utf-8"),
+    "nested.json": lambda p: p.write_text(json.dumps(nested), encoding="utf-8"),
 }
 
 
@@ -79,9 +79,9 @@ def test_slices_of_local_data(name, tmp_path, cache):
 
 def test_a_changed_file_is_read_again(tmp_path, cache):
     path = tmp_path/"corpus.json"
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(records), encoding="utf-8")
     first = read_corpus(path)
-    path.write_text(json.dumps(records[::-1]))
+    path.write_text(json.dumps(records[::-1]), encoding="utf-8")
     assert read_corpus(path)["text"][:] == first["text"][::-1]
 
 
@@ -287,7 +287,7 @@ def test_an_earlier_copy_is_used_where_the_hub_is_out_of_reach(tmp_path, monkeyp
     tiny.gpt2().save_pretrained(folder/"snapshots"/commit)
     tiny.tokenizer().save_pretrained(folder/"snapshots"/commit)
     (folder/"refs").mkdir()
-    (folder/"refs"/"main").write_text(commit)
+    (folder/"refs"/"main").write_text(commit, encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_tokenizer("some/name", cache_dir=tmp_path)("The fox") == tiny.tokenizer()("The fox")
     assert load_model("some/name", cache_dir=tmp_path).config.n_embd == 32

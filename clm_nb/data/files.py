@@ -9,7 +9,7 @@ __all__ = ['loaders', 'compressed', 'loader_of', 'local_files', 'loader_options'
            'is_path']
 
 # %% ../../nbs/data/files.ipynb #a646fd34
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
@@ -41,8 +41,8 @@ def local_files(
     "What is to be read at a path, and by which loader"
     files = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [file for file in found if not file.name.startswith(".")]
+        found = sorted(path.rglob("*"), key=Path.as_posix)  # everywhere the same: "B" before "a"
+        files = [file for file in found if file.is_file() and not file.name.startswith(".")]
     kinds = {loader_of(file) for file in files} - {None}
     if len(kinds) != 1:
         what = "holds files of several kinds" if kinds else "is not a kind of file that can be read"
@@ -76,7 +76,7 @@ def read_slice(
         ranges = ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as e:
         raise ValueError(f"split={split!r} is not a part of this data. "
-                         f"Splits: {', '.join(parts)}; e.g. 'train[:100]'.") from e
+                         f"Splits: {', '.join(parts)}; e.g. train[:100].") from e
     taken = []
     for r in ranges:
         part = parts[r.splitname]
@@ -116,8 +116,9 @@ def is_path(
     name_or_path, # what a user gave
 ) -> bool: # False: a Hub id
     "Whether a name is meant as a path, be it there or not"
-    path = Path(name_or_path).expanduser()
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if path.exists() or path.is_absolute():
         return True
-    written_as_path = str(name_or_path).startswith((".", "~"))
+    of_windows = "\\" in name or bool(PureWindowsPath(name).drive)
+    written_as_path = name.startswith((".", "~")) or of_windows
     return written_as_path or len(path.parts) > 2 or path.suffix in loaders

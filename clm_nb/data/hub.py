@@ -107,8 +107,8 @@ def read_hub(
     options = dict(split=split, revision=commit or revision, token=token)
     if commit:
         return load_dataset(name, config, **options)
-    with patch.object(constants, "HF_HUB_OFFLINE", True), \
-            patch.object(datasets_config, "HF_HUB_OFFLINE", True):
+    with patch.object(constants, "HF_HUB_OFFLINE", True, create=True), \
+            patch.object(datasets_config, "HF_HUB_OFFLINE", True, create=True):
         return load_dataset(name, config, **options)
 
 # %% ../../nbs/data/hub.ipynb #9b627543

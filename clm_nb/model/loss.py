@@ -10,12 +10,13 @@ __all__ = ['logit_losses', 'rows_at_once', 'losses_to_gradient', 'token_parts', 
 
 # %% ../../nbs/model/loss.ipynb #imports
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..probe import tell, trouble, untested
 from .model import evaluating, forward_kept
 
 # %% ../../nbs/model/loss.ipynb #80d1dadc
@@ -168,9 +169,15 @@ def output_layer(
 ): # its `torch.nn.Linear`; None where logits or loss are more than that layer's
     "The layer that turns hidden states of `model.base_model` into logits, if that is all there is"
     layer = linear_on_top(model)
-    if layer is None or not layer_is_all(model, layer):
+    if layer is None:
         return None
-    return layer
+    reason = trouble(partial(layer_is_all, model, layer))
+    if not reason:
+        return layer
+    note = untested("transformers") if reason.startswith("fails") else ""
+    tell(f"Losses take more memory and time, by way of logits: {type(model).__name__} without "
+         f"them {reason}. {note}".rstrip())
+    return None
 
 # %% ../../nbs/model/loss.ipynb #8a895f0a
 def states_to_loss(

@@ -23,6 +23,7 @@ from .runs import write_card
 from .checkpoint import CheckpointTrainer
 from .diverged import WatchGradients
 from .sampler import Sampler
+from .trial import counting_works
 from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
@@ -266,6 +267,8 @@ def make_trainer(
     if exact_loss:
         kind, collator = CausalTrainer, CausalCollator(filling_token(tokenizer))
         rows = {split: BlockRows.of(part) for split, part in blocks.items()}
+        if not counting_works(kind, args):
+            kind = RunTrainer
     else:
         kind, collator, rows = RunTrainer, eos_masking_collator(tokenizer), blocks
     live = LiveTraining(len(blocks["train"][0]["input_ids"]), not args.disable_tqdm, sampler)
