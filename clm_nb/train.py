@@ -47,6 +47,7 @@ def save_weights(
 ) -> None:
     "Model and tokenizer into a folder; what was there is replaced only by whole files"
     new = folder/f"{unfinished}model" # a name with _ is never pushed
+    new.mkdir(exist_ok=True)
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
         flush(new)
