@@ -143,6 +143,8 @@ class DataArguments:
     remainder: str = _arg("the end of each split: drop it or pad it; batch: the tutorial's way",
                           choices=("drop", "pad", "batch"))
     num_proc: int = _arg("processes for tokenizing")
+    max_train_samples: int = _arg("train on the first so many blocks only")
+    max_eval_samples: int = _arg("measure on the first so many held-out blocks only")
 
 # %% ../nbs/arguments.ipynb #62da7633
 @dataclass

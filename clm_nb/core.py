@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import clear_cache
+from .data.cache import clear_cache, sweep_cache
 from .data.files import is_path
 from .data.hub import first_line, on_hub
 from .data.python_docs import python_docs
@@ -33,7 +33,7 @@ from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
 from .tokenize import tokenize
 from .flatten import flatten
-from .group import check_grouping, group
+from .group import check_grouping, check_samples, first_blocks, group
 from .collate import BlockRows, CausalCollator
 from .model.model import check_fit, check_isolation, context_length, load_config, load_model
 from .model.metric import Perplexity, perplexity_metric
@@ -98,9 +98,13 @@ def prepare(
     dataset_revision: str | None = None, # branch, tag or commit of a Hub data set
     token: str | None = None, # Hub token
     ledger: Ledger | None = None, # takes everything down
+    max_train_samples: int | None = None, # keep the first so many blocks to train on; None: all
+    max_eval_samples: int | None = None, # and so many held-out blocks to measure on
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
+    kept = check_samples(max_train_samples, max_eval_samples)
+    sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
                          dataset_revision, token, dedupe, ledger)
     if isinstance(tokenizer, (str, Path)):
@@ -108,8 +112,9 @@ def prepare(
     documents = flatten(corpus, text_column, explode=explode, ledger=ledger)
     tokens = tokenize(documents, tokenizer, add_eos, allow_special, num_proc=num_proc,
                       ledger=ledger)
-    return group(tokens, block_size, remainder, isolate_documents=isolate_documents,
-                 ledger=ledger)
+    blocks = group(tokens, block_size, remainder, isolate_documents=isolate_documents,
+                   ledger=ledger)
+    return first_blocks(blocks, kept, ledger)
 
 # %% ../nbs/09_core.ipynb #91c60e74
 tutorial_choices = dict(add_eos=False, allow_special=True, remainder="batch")
@@ -233,7 +238,10 @@ def _first_words(held_out, tokenizer, n_tokens: int = 8) -> str:
 def _measure(model, held_out, tokenizer, prompt: str, length: int, seed: int) -> tuple:
     "(perplexity of the held-out blocks, a sample that continues the prompt)"
     figures = perplexity(model, held_out, tokenizer)
-    return figures, generate(model, tokenizer, prompt, length, seed=seed, **sample_options)
+    try:
+        return figures, generate(model, tokenizer, prompt, length, seed=seed, **sample_options)
+    except Exception as error:  # a text is never worth a run
+        return figures, f"{prompt} [no text: {first_line(error)}]"
 
 # %% ../nbs/09_core.ipynb #67597236
 def _plan(start, tokenizer, blocks, ledger, times, training: dict) -> TrainingPlan:
@@ -315,6 +323,8 @@ def finetune(
     data: dict | None = None, # more arguments of `prepare`: `split`, `text_column`, `test_size`, …
     as_tutorial: bool = False, # the tutorial's choices: `tutorial_choices`, its labels, its loss
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
+    max_train_samples: int | None = None, # train on the first so many blocks; None: on all
+    max_eval_samples: int | None = None, # and measure on so many held-out blocks
     data_digest: dict | None = None, # {split: `digest`} that the blocks must have
     resume_from_checkpoint: str | bool | None = None, # a checkpoint; True: the newest whole one
     preflight: bool = False, # measure a few steps, and say what the run would need, instead of it
@@ -327,6 +337,8 @@ def finetune(
     start.pin()
     tokenizer = start.make_tokenizer()
     data = _data_options(dataset_name, data, as_tutorial, token)
+    samples = dict(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
+    data |= {name: number for name, number in samples.items() if number is not None}
     room = _check_start(start, tokenizer, block_size, prompt or "", data.get("isolate_documents"))
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
     with times.stage("data", "Reading the corpus and cutting it into blocks"):

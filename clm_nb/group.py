@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/group.html.md"""
 
 # %% auto #0
 __all__ = ['document_batches', 'ids_end_to_end', 'stream_blocks', 'block_features', 'fill_blocks', 'block_rows', 'write_blocks',
-           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'group_batch', 'blocks_by_batch',
-           'token_positions', 'positions_in_block']
+           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'check_samples', 'first_blocks', 'group_batch',
+           'blocks_by_batch', 'token_positions', 'positions_in_block']
 
 # %% ../nbs/03_group.ipynb #imports
 from collections.abc import Iterable, Iterator
@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
-from .data.cache import one_at_a_time, write_stream
+from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
+from .data.cache import write_stream
 from .data.processes import processes
 from .tokenize import list_length
 
@@ -121,6 +121,7 @@ def write_blocks(
                if len(ids) >= block_size or pad_token_id is not None)
     write_stream(path, features.arrow_schema, batches)
 
+
 # %% ../nbs/03_group.ipynb #cdaa8739
 def count_blocks(
     split: Dataset, # documents of token ids
@@ -158,11 +159,12 @@ def cached_blocks(
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
     key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
-    path = cache_folder("blocks")/f"{key}.arrow"
-    with one_at_a_time(path):
-        if not path.exists():
-            write_blocks(split, path, block_size, pad_token_id, isolate_documents)
-    return from_cache(path)
+
+    def make(folder):
+        write_blocks(split, folder/f"{key}.arrow", *options)
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+
 
 # %% ../nbs/03_group.ipynb #93ed74a5
 @few_lines()
@@ -194,6 +196,33 @@ def group(
             ledger.add("group", name, **counts)
     return blocks
 
+# %% ../nbs/03_group.ipynb #20cfa463
+def check_samples(
+    max_train_samples: int | None, # blocks to train on; None: all
+    max_eval_samples: int | None, # blocks to measure on; None: all
+) -> dict: # split → how many blocks
+    "How many blocks to keep; `ValueError` for what is no number of blocks"
+    kept = {"train": max_train_samples, "test": max_eval_samples}
+    for name, number in zip(("max_train_samples", "max_eval_samples"), kept.values()):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} keeps no block. Use 1 or more, or leave it out.")
+    return {split: number for split, number in kept.items() if number is not None}
+
+
+def first_blocks(
+    blocks, # `DatasetDict` of blocks
+    kept: dict, # from `check_samples`
+    ledger: Ledger | None = None, # takes down what was left out
+): # `DatasetDict`
+    "The first blocks of each split, as many as are kept"
+    for split, number in kept.items():
+        every = len(blocks[split])
+        if number < every:
+            blocks[split] = blocks[split].select(range(number))
+            if ledger is not None:
+                ledger.add("keep", split, blocks=every, kept=number, left_out=every - number)
+    return blocks
+
 # %% ../nbs/03_group.ipynb #be09666f
 def group_batch(
     batch: pa.Table, # with a column "input_ids", lists of int32
@@ -216,13 +245,16 @@ def blocks_by_batch(
     versions = made_by("datasets", "pyarrow")
     key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
                       versions)
-    path = cache_folder("blocks")/f"{key}.arrow"
-    with one_at_a_time(path), processes(num_proc):
-        blocks = split.with_format("arrow").map(
-            group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
-            fn_kwargs={"block_size": block_size}, features=split.features,
-            new_fingerprint=key, cache_file_name=str(path), desc="Grouping")
-    return blocks.with_format(None)
+
+    def make(folder):
+        with processes(num_proc):
+            split.with_format("arrow").map(
+                group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
+                fn_kwargs={"block_size": block_size}, features=split.features,
+                new_fingerprint=key, cache_file_name=str(folder/f"{key}.arrow"), desc="Grouping")
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+
 
 # %% ../nbs/03_group.ipynb #872ffedc
 def token_positions(

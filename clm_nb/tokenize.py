@@ -28,8 +28,7 @@ from tokenizers.models import WordLevel
 from .progress import few_lines
 from .ledger import Ledger
 from .probe import tell, trouble, untested, works
-from .data.cache import content_key, cache_folder, fingerprint, from_cache, made_by
-from .data.cache import one_at_a_time
+from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
 from .data.processes import processes
 from .data.hub import first_line
 from .data.tokenizer import document_affixes
@@ -278,16 +277,16 @@ def tokenize(
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
     tokens = DatasetDict()
     for name, split in documents.items():
-        path = cache_folder("tokens")/f"{fingerprint(how_key, content_key(split))}.arrow"
-        with one_at_a_time(path):
-            if path.exists():
-                tokens[name] = from_cache(path)
-            else:
-                if encoder == "auto":
-                    texts = sample_texts(documents)
-                    encoder = quick_encoder(spec, texts, tokenizer)
-                how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=encoder)
-                tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
+        key = fingerprint(how_key, content_key(split))
+
+        def make(folder, split=split, key=key):
+            chosen = encoder
+            if encoder == "auto":
+                chosen = quick_encoder(spec, sample_texts(documents), tokenizer)
+            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
+            tokenize_split(split, folder/f"{key}.arrow", how, batch_size, num_proc)
+
+        tokens[name] = from_cache(made_once("tokens", key, make)/f"{key}.arrow")
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

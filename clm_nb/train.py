@@ -50,6 +50,7 @@ def save_weights(
     new.mkdir(exist_ok=True)
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
+        (new/"training_args.bin").unlink(missing_ok=True) # a pickle, with a token in it
         flush(new)
         put_files(new, folder)
     except (OSError, SafetensorError) as error:
@@ -57,6 +58,7 @@ def save_weights(
                       "go on from the last checkpoint with resume_from_checkpoint=True.") from error
     finally:
         remove(new)
+
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(

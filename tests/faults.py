@@ -24,7 +24,7 @@ def prepare(folder: Path) -> None:
     "What a run begins with: a corpus, a tokenizer, and a model with dropout"
     folder.mkdir(parents=True, exist_ok=True)
     rows = [dict(text=f"{text} {i}") for i, text in enumerate(texts*6)]
-    (folder/"corpus.json").write_text("\n".join(map(json.dumps, rows)))
+    (folder/"corpus.json").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     tokenizer().save_pretrained(folder/"tokenizer")
     gpt2(dropout=0.1).save_pretrained(folder/"model")
 
@@ -44,12 +44,12 @@ def without_times(value):
 
 def outcome(out: Path) -> dict:
     "Everything that a run left, by name, without times"
-    found = {"run.json": without_times(json.loads((out/"run.json").read_text()))}
+    found = {"run.json": without_times(json.loads((out/"run.json").read_bytes()))}
     found["run.json"]["source"] = found["run.json"]["training_arguments"] = None # which name the folder
     found["files"] = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
     for path in sorted(out.rglob("*")):
         if path.suffix in (".safetensors", ".pt", ".pth"): found[path.relative_to(out).as_posix()] = path.read_bytes()
-        if path.name == "trainer_state.json": found[path.relative_to(out).as_posix()] = without_times(json.loads(path.read_text()))
+        if path.name == "trainer_state.json": found[path.relative_to(out).as_posix()] = without_times(json.loads(path.read_bytes()))
     return found
 
 
@@ -99,7 +99,7 @@ class Trials:
         prepare(self.base)
         count, begin = folder/"count", time.perf_counter()
         status = in_child(lambda: self.run("whole", 0, count=count), folder/"whole.log")
-        assert status == 0, (folder/"whole.log").read_text()
+        assert status == 0, (folder/"whole.log").read_text(encoding="utf-8")
         self.seconds, self.events = time.perf_counter() - begin, count.stat().st_size
         self.expected = outcome(folder/"whole/run")
 
@@ -118,7 +118,7 @@ class Trials:
         killed = in_child(lambda: self.run(name, event, after), log) < 0
         status = in_child(lambda: self.run(name), log)
         out = self.folder/name/"run"
-        if status and "RunFinished" not in log.read_text(): return killed, [f"exit status {status}: {log.read_text()[-1500:]}"]
+        if status and "RunFinished" not in log.read_text(encoding="utf-8"): return killed, [f"exit status {status}: {log.read_text(encoding='utf-8')[-1500:]}"]
         litter = [p.name for p in [*out.rglob("*"), *(self.folder/name/"cache").rglob("*")] if p.name.startswith(("_new-", "tmp"))]
         return killed, differences(self.expected, outcome(out)) + litter
 

@@ -1,11 +1,9 @@
 "Text is read and written as UTF-8 on every machine: nothing is left to the machine's own code page"
-import ast, json, os, re, subprocess, sys
-from pathlib import Path
+import ast, io, json, re, subprocess, sys
 
 import nbformat, pytest
-from conftest import answer, python
 from tree import root
-
+from clm_nb.arguments import file_flags
 from clm_nb.cli import main
 
 
@@ -54,3 +52,52 @@ def test_what_names_no_encoding_is_found():
     right = ["open('a', 'rb')", "open('a', encoding='utf-8')", "p.read_bytes()", "p.read_text(encoding='utf-8')",
              "webbrowser.open(address)", "p.open('rb')", "open('a', **options)"]
     assert [len(text_calls(code)) for code in wrong + right] == [1]*len(wrong) + [0]*len(right)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("written", ['prompt: "Größe"\nseed: 3\n', json.dumps(dict(prompt="Größe", seed=3), ensure_ascii=False)])
+def test_a_file_of_arguments_is_read_as_it_was_saved(written, encoding, tmp_path):
+    (tmp_path/"run.yaml").write_bytes(written.encode(encoding))
+    assert file_flags(tmp_path/"run.yaml") == ["--prompt", "Größe", "--seed", "3"]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-32"])
+def test_a_file_of_arguments_that_is_no_utf_is_one_line(encoding, tmp_path, capsys):
+    (tmp_path/"run.yaml").write_bytes("prompt: Größe".encode(encoding))
+    assert main(["train", str(tmp_path/"run.yaml")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "run.yaml can't be read as YAML" in said and "Save it as UTF-8." in said
+
+
+@pytest.mark.parametrize("code_page", ["cp437", "cp1252", "ascii"])
+@pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["generate", "--help"], ["cache", "--help"]])
+def test_help_is_shown_in_every_code_page(argv, code_page, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=code_page)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with pytest.raises(SystemExit) as ended: main(argv)
+    terminal.flush()
+    shown = terminal.buffer.getvalue().decode(code_page)
+    assert not ended.value.code and "usage: clm_nb" in shown
+    assert ("--resume_from_checkpoint, ..." in " ".join(shown.split())) == (argv[0] == "train" and code_page != "cp1252")
+
+
+def test_a_letter_that_is_lacking_is_written_by_its_number_and_no_other_is_touched():
+    assert "ü 3.7 – 3.9 大".encode("cp437", "plain").decode("cp437") == r"ü 3.7 - 3.9 \u5927"
+
+
+def test_our_own_text_without_an_encoding_is_an_error(tmp_path):
+    "As `tools/do.py test` runs the tests: for the package, and not for what it imports"
+    (tmp_path/"test_one.py").write_text("""
+from pathlib import Path
+import pytest
+def test_one():
+    for module, refused in (("clm_nb.data.files", True), ("clm_nb", True), ("matplotlib", False)):
+        read = compile("Path(__file__).read_text()", "x.py", "exec")
+        try: exec(read, dict(__name__=module, Path=Path, __file__=__file__))
+        except EncodingWarning: assert refused, module
+        else: assert not refused, module
+""", encoding="utf-8")
+    (tmp_path/"conftest.py").write_text((root/"tests/conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
+    done = subprocess.run([sys.executable, "-X", "warn_default_encoding", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
+                          capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout

@@ -1,11 +1,12 @@
 "Every kind of corpus, splits that don't leak, a Hub that isn't there"
-import csv, gzip, json, threading
+import csv, gzip, json, pathlib, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets, pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
 from clm_nb.ledger import Ledger
+from clm_nb.data.files import is_path, local_files
 from clm_nb.data.python_docs import python_docs
 from clm_nb.data.split import record_groups, split_corpus
 from clm_nb.load import load_corpus, read_corpus
@@ -210,6 +211,7 @@ def test_the_seed_decides_the_split():
 digests = """
 import hashlib, json, datasets
 datasets.disable_progress_bars()
+from clm_nb.data.files import is_path, local_files
 from clm_nb.data.python_docs import python_docs
 from clm_nb.load import load_corpus
 for part in (python_docs("task"), python_docs("base"), *load_corpus("python-docs").values()):
@@ -291,3 +293,21 @@ def test_an_earlier_copy_is_used_where_the_hub_is_out_of_reach(tmp_path, monkeyp
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_tokenizer("some/name", cache_dir=tmp_path)("The fox") == tiny.tokenizer()("The fox")
     assert load_model("some/name", cache_dir=tmp_path).config.n_embd == 32
+
+
+@pytest.mark.parametrize("name", ["data\\texts", "C:/texts", "C:texts", "c:\\texts\\one.csv", "\\\\server\\texts"])
+def test_a_name_as_windows_writes_it_is_a_path(name):
+    "And is never asked for on the Hub"
+    assert is_path(name)
+    with pytest.raises((ValueError, OSError)) as error: load_corpus(name)
+    assert "Hub can't be reached" not in str(error.value) and name in str(error.value)
+
+
+def test_files_come_in_one_order_everywhere(tmp_path, monkeypatch):
+    "On Windows, paths are compared without their case"
+    for name in ("b.txt", "A.txt", "a.txt", "C/z.txt", "c/y.txt", "a-b/x.txt"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("one text", encoding="utf-8")
+    found = local_files(tmp_path)[1]
+    monkeypatch.setattr(pathlib.PurePath, "__lt__", lambda self, other: str(self).lower() < str(other).lower())
+    assert local_files(tmp_path)[1] == found == sorted(found)

@@ -16,6 +16,7 @@ from clm_nb.perplexity import perplexity
 from clm_nb.probe import forget, tested, trouble, untested, version_lines, works
 from clm_nb.tokenize import tokenize, tokenizer_json
 from clm_nb.train import train
+from conftest import asked
 from tiny import everywhere, gpt2, llama, needs_bf16, texts, tokenizer
 
 datasets.disable_progress_bars()
@@ -26,6 +27,7 @@ def asked_anew():
     forget()
     yield
     forget()
+    asked.clear()  # by what conftest asks before each test
 
 
 def said(caplog): return [record.message for record in caplog.records if record.name == "clm_nb"]

@@ -62,7 +62,7 @@ def test_commands_and_python_run(tmp_path):
     (tmp_path/"my_texts").mkdir()
     for i in range(10):
         text = "\n\n".join(f"Tale {i}.{n}: once upon a time there were {i*n} foxes and {i + n} dogs." for n in range(60))
-        (tmp_path/"my_texts"/f"{i}.txt").write_text(text)
+        (tmp_path/"my_texts"/f"{i}.txt").write_text(text, encoding="utf-8")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     ours = python(f"import os\nos.chdir({str(tmp_path)!r})\n" + code("python")[0])
     told = ""

@@ -64,9 +64,9 @@ def start(year: str, here: Path, hub: Hub):
     "Begin a text in `here`; a line that stops is replaced by that of 2026, or left out"
     save_model(here/"distilgpt2")
     (here/"eli5").mkdir()
-    (here/"eli5"/"eli5.py").write_text("# a data set as a program, as they were in 2023")
+    (here/"eli5"/"eli5.py").write_text("# a data set as a program, as they were in 2023", encoding="utf-8")
     instead = {"load": texts["2026"]["load"], "arguments": texts["2026"]["arguments"]}
-    (here/"pieces.json").write_text(json.dumps({k: [code, instead.get(k, "")] for k, code in texts[year].items()}))
+    (here/"pieces.json").write_text(json.dumps({k: [code, instead.get(k, "")] for k, code in texts[year].items()}), encoding="utf-8")
     return python(f"import os; os.chdir({str(here)!r})\n{walk}", "pieces.json", facts, HF_ENDPOINT=hub.url,
                   HF_HOME=here/"home", HF_DATASETS_CACHE=here/"cache", HF_TOKEN=secret, HF_HUB_DISABLE_XET=1)
 
@@ -84,7 +84,7 @@ def walked(tmp_path_factory):
         answer(process)
         hub.close()
         assert not hub.unknown
-        stopped, came_out = json.loads((folder/year/"out.json").read_text())
+        stopped, came_out = json.loads((folder/year/"out.json").read_bytes())
         found[year] = stopped, came_out, hub.repos["model", "username/my_awesome_eli5_clm-model"].at(), folder/year
     return found
 

@@ -6,7 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/data/cache.html.md"""
 
 # %% auto #0
 __all__ = ['cache_kinds', 'cache_tag', 'fingerprint', 'made_by', 'content_key', 'cache_dir', 'cache_folder', 'cache_sizes',
-           'clear_cache', 'in_use', 'one_at_a_time', 'made_once', 'write_stream', 'from_cache']
+           'clear_cache', 'in_use', 'one_at_a_time', 'cache_fault', 'made_once', 'write_stream', 'sweep_cache',
+           'from_cache']
 
 # %% ../../nbs/data/cache.ipynb #a34789bf
 import hashlib
@@ -14,13 +15,15 @@ import json
 import logging
 import os
 import shutil
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
 
 from .. import __version__
 from ..probe import works
+from .whole import fault, leftovers, list_files, remove, unfinished, written_whole
+
 
 # %% ../../nbs/data/cache.ipynb #3f948c67
 _log = logging.getLogger("clm_nb")
@@ -125,32 +128,57 @@ def in_use(
             "End the programs and notebooks that read them, and clear the cache again.")
 
 # %% ../../nbs/data/cache.ipynb #11f38be0
+@contextmanager
 def one_at_a_time(
     path: Path, # a file or folder in the cache
-): # a context manager
-    "Hold the lock of a result while you look whether it is there, and make it if it isn't"
-    from filelock import FileLock
+) -> Iterator[None]:
+    "Inside, no other process makes this result; who has to wait is told so"
+    from filelock import FileLock, Timeout
 
-    if path.exists():
-        return nullcontext()
-    return FileLock(cache_folder("locks")/f"{path.parent.name}-{path.name}.lock")
+    lock = FileLock(cache_folder("locks")/f"{path.parent.name}-{path.name}.lock")
+    try:
+        lock.acquire(timeout=2)
+    except Timeout:
+        _log.warning(f"Another process is making {path}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 # %% ../../nbs/data/cache.ipynb #b29b4d02
+_list = "files.json" # what is in a folder of the cache, with sizes and digests
+
+
+def cache_fault(
+    folder: Path, # of the cache
+) -> str | None: # None: nothing, or nothing that can be told
+    "What is wrong with a result that was found, in a few words"
+    if not (folder/_list).is_file():
+        return None # of an earlier version
+    try:
+        return fault(folder, json.loads((folder/_list).read_text(encoding="utf-8")))
+    except (ValueError, AttributeError, TypeError):
+        return f"{_list} can't be read"
+
+
 def made_once(
     kind: str, # part of the cache, for `cache_folder`
     key: str, # `fingerprint` of everything that decides the result
     make, # called with a new folder to fill, only where the result isn't there yet
 ) -> Path: # the filled folder
-    "A folder made once and found again; a half-made one is never found"
+    "A folder made once and found again; a half-made or damaged one is made anew"
     folder = cache_folder(kind)/key
     with one_at_a_time(folder):
+        wrong = folder.exists() and cache_fault(folder)
+        if wrong:
+            _log.warning(f"{folder} is damaged ({wrong}): it is made anew.")
+            remove(folder)
         if not folder.exists():
-            unfinished = Path(mkdtemp(dir=folder.parent))
-            try:
-                make(unfinished)
-                unfinished.rename(folder)
-            finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+            with written_whole(folder) as new:
+                new.mkdir()
+                make(new)
+                (new/_list).write_text(json.dumps(list_files(new)), encoding="utf-8")
     return folder
 
 # %% ../../nbs/data/cache.ipynb #write-stream
@@ -162,22 +190,36 @@ def write_stream(
     "Write an Arrow stream, whole or not at all"
     import pyarrow as pa
 
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with pa.OSFile(str(unfinished), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (written_whole(path) as aside, pa.OSFile(str(aside), "wb") as file,
+          pa.ipc.new_stream(file, schema) as writer):
+        for batch in batches:
+            writer.write_batch(batch)
 
-# %% ../../nbs/data/cache.ipynb #9ec84b7b
+# %% ../../nbs/data/cache.ipynb #1b001afc
+def sweep_cache() -> list[Path]: # what was deleted
+    "Delete what killed programs left half-made in the cache"
+    from filelock import FileLock, Timeout
+
+    gone = []
+    for kind in cache_kinds:
+        for path in leftovers(cache_dir()/kind):
+            key = path.name.removeprefix(unfinished).removeprefix("old-")
+            try:
+                with FileLock(path.with_name(f"{key}.lock"), timeout=0):
+                    remove(path)
+                    gone.append(path)
+            except Timeout:
+                continue # somebody is at it
+    return gone
+
+# %% ../../nbs/data/cache.ipynb #fb2c82a3
 def from_cache(
     path: Path, # an Arrow stream in the cache, named by its content address
 ): # `Dataset`
     "What an earlier run computed, memory-mapped"
     from datasets import Dataset
-    from datasets.table import MemoryMappedTable
+    from datasets.table import MemoryMappedTable, concat_tables
 
-    table = MemoryMappedTable.from_file(str(path))
+    parts = [path] if path.exists() else sorted(path.parent.glob(f"{path.stem}_*_of_*.arrow"))
+    table = concat_tables([MemoryMappedTable.from_file(str(part)) for part in parts])
     return Dataset(table, fingerprint=path.stem)

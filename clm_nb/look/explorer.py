@@ -15,7 +15,8 @@ import torch
 import weakref
 from fastcore.basics import patch
 from ..model.model import context_length
-from ..model.sampling import check_options, own_rng, prompt_ids, sampling_probabilities
+from ..model.options import check_options
+from ..model.sampling import own_rng, prompt_ids, sampling_probabilities
 from .html import LiveView
 from .token_text import token_label
 from .distribution import Distribution, distribution as _distribution

@@ -96,7 +96,8 @@ def has_mkl() -> bool:
 def packing_works() -> bool:
     "Whether a `PackedLinear` gives what its layer gives, with the PyTorch that is here"
     def same():
-        layers, rows = (torch.nn.Linear(3, 2), Conv1D(2, 3)), torch.tensor([[1.0, 2, 3], [-1, 0, 1]])
+        layers = torch.nn.Linear(3, 2), Conv1D(2, 3)
+        rows = torch.tensor([[1.0, 2, 3], [-1, 0, 1]])
         pairs = [(PackedLinear(layer, 2)(rows), layer(rows)) for layer in layers]
         return all(a.dtype == b.dtype and torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 

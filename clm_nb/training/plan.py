@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from transformers import Trainer
 
 from ..ledger import Ledger
+from ..model.causal import check_causal
 from ..model.model import check_fit, check_isolation
 from .settings import fit_batch, memory_is_limited, training_arguments
 from .runs import check_output_dir, describe_run, write_run
@@ -36,6 +37,7 @@ def check_training_blocks(
     tokenizer, # the tokenizer that made the blocks
 ) -> int: # tokens in a block
     "`ValueError` for blocks that the model can't read; how long a block is"
+    check_causal(model)
     block_size = len(blocks["train"][0]["input_ids"])
     check_fit(model.config, block_size, tokenizer)
     if "position_ids" in blocks["train"].column_names:

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/runs.html.md"""
 
 # %% auto #0
 __all__ = ['lock_name', 'secret_settings', 'check_output_dir', 'write_run', 'put_files', 'free_name', 'digest', 'describe_run',
-           'card_link', 'card_table', 'write_card']
+           'card_link', 'card_name', 'card_table', 'write_card']
 
 # %% ../../nbs/training/runs.ipynb #imports
 import hashlib
@@ -22,6 +22,7 @@ from ..ledger import Ledger, ledger_to_dict
 from ..data.whole import leftovers, written_whole
 from ..data.cache import made_by
 from ..data.files import is_path
+from ..data.valid_json import to_json
 from ..data.hub import first_line
 from ..model.device import device_and_precision
 
@@ -64,7 +65,7 @@ def write_run(
     if path.exists() and not new_run:
         known = json.loads(path.read_bytes())
     with written_whole(path) as new:
-        new.write_text(json.dumps(known | entries, indent=2, default=str), encoding="utf-8")
+        new.write_text(to_json(known | entries, indent=2), encoding="utf-8")
 
 # %% ../../nbs/training/runs.ipynb #put-files
 def put_files(
@@ -138,13 +139,23 @@ def card_link(
         return None
     return name
 
+# %% ../../nbs/training/runs.ipynb #df9d12d8
+def card_name(
+    name: str, # of a model, a data set or a folder
+) -> str: # one line, without backticks
+    "A name as it stands in the card"
+    shown = Path(name).name if is_path(name) else name
+    return " ".join(shown.replace("`", "'").split())
+
 # %% ../../nbs/training/runs.ipynb #c273c463
 def card_table(
     run: dict, # what `run.json` holds
 ) -> list[str]: # lines of Markdown
     "Losses and perplexities on held-out text, those that are known"
+    known = [name for name in ("before", "after")
+             if run.get(name, {}).get("perplexity") is not None]
     losses = [f"| {name} | {run[name]['loss']:.4f} | {run[name]['perplexity']:.2f} |"
-              for name in ("before", "after") if name in run]
+              for name in known]
     return ["| held out | loss (nats per token) | perplexity |", "| --- | ---: | ---: |", *losses]
 
 # %% ../../nbs/training/runs.ipynb #3aa11ffb
@@ -160,11 +171,12 @@ def write_card(
                              tags=["clm_nb", "causal-lm"], base_model=card_link(base),
                              datasets=card_link(data))
     model = base or source.get("config_name") or "A causal language model"
-    story = (f"`{model}`, trained on `{data or 'a local corpus'}` with clm_nb {run['clm_nb']}: "
+    story = (f"`{card_name(model)}`, trained on `{card_name(data or 'a local corpus')}` "
+             f"with clm_nb {run['clm_nb']}: "
              f"{run['parameters']:,} parameters, blocks of {run['block_size']} tokens.")
-    settings = json.dumps(run["training_arguments"], indent=2, default=str)
-    text = "\n".join(["---", metadata.to_yaml(), "---", "", f"# {folder.name}", "", story,
-                      "", *card_table(run), "", "![Loss](loss.png)",
+    settings = to_json(run["training_arguments"], indent=2)
+    text = "\n".join(["---", metadata.to_yaml(), "---", "", f"# {card_name(folder.name)}", "",
+                      story, "", *card_table(run), "", "![Loss](loss.png)",
                       "", "## Settings", "", "```json", settings, "```", ""])
     with written_whole(folder/"README.md") as path:
         path.write_text(text, encoding="utf-8")

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/settings.html.md"""
 
 # %% auto #0
 __all__ = ['granted_settings', 'check_given', 'training_settings', 'step_loss', 'no_memory', 'step_fits', 'memory_is_limited',
-           'fit_batch', 'check_report', 'check_amounts', 'training_arguments']
+           'fit_batch', 'check_report', 'check_amounts', 'check_metric', 'training_arguments']
 
 # %% ../../nbs/training/settings.ipynb #imports
 import logging
@@ -60,6 +60,8 @@ def training_settings(
                 use_cpu=device == "cpu", dataloader_pin_memory=device == "cuda",
                 bf16=precision == "bf16" and not kwargs.get("fp16"),
                 fp16=precision == "fp16" and "bf16" not in kwargs)
+    if kwargs.get("metric_for_best_model"):
+        ours["greater_is_better"] = False  # a loss, or a perplexity
     return tutorial | ours | kwargs | granted_settings(device, kwargs)
 
 # %% ../../nbs/training/settings.ipynb #78c2aaf0
@@ -176,6 +178,16 @@ def check_amounts(
         raise ValueError(f"num_train_epochs={settings['num_train_epochs']} trains nothing. "
                          "Use a number above 0, or max_steps.")
 
+# %% ../../nbs/training/settings.ipynb #c4595784
+def check_metric(
+    metric_for_best_model: str | None, # of the settings
+):
+    "`ValueError` for a figure that no evaluation gives"
+    name = (metric_for_best_model or "loss").removeprefix("eval_")
+    if name not in ("loss", "perplexity"):
+        raise ValueError(f"metric_for_best_model={metric_for_best_model!r} isn't measured. "
+                         "Use 'loss' or 'perplexity'.")
+
 # %% ../../nbs/training/settings.ipynb #1625f5ab
 def training_arguments(
     output_dir, # the run folder
@@ -184,6 +196,4 @@ def training_arguments(
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
     check_amounts(settings)
     check_report(settings.get("report_to"))
-    workers = settings.get("dataloader_num_workers")
-    check_processes("dataloader_num_workers", workers, "multiprocessing")
     return TrainingArguments(str(output_dir), **settings)

@@ -25,7 +25,7 @@ def test_finetune_keeps_no_model_that_nobody_holds(tmp_path):
     from clm_nb.core import finetune
     from transformers import GPT2LMHeadModel
     def alive(): return sum(isinstance(o, GPT2LMHeadModel) for o in gc.get_objects())
-    (tmp_path/"corpus.jsonl").write_text("".join(json.dumps(dict(text=f"The {n}th line of a small corpus.")) + "\n" for n in range(60)))
+    (tmp_path/"corpus.jsonl").write_text("".join(json.dumps(dict(text=f"The {n}th line of a small corpus.")) + "\n" for n in range(60)), encoding="utf-8")
     gpt2().save_pretrained(tmp_path/"model"), tokenizer().save_pretrained(tmp_path/"model")
     counts = []
     for n in range(2):
