@@ -161,7 +161,7 @@ def cache_fault(
     except (ValueError, AttributeError, TypeError):
         return f"{_list} can't be read"
 
-
+# %% ../../nbs/data/cache.ipynb #made-once
 def made_once(
     kind: str, # part of the cache, for `cache_folder`
     key: str, # `fingerprint` of everything that decides the result

@@ -83,7 +83,7 @@ def keep_beside(
     _log.warning(f"{path} is in use by another program and stays as it was ({error.strerror}). "
                  f"The new one is {kept}: end that program, then rename it.")
 
-
+# %% ../../nbs/data/whole.ipynb #written-whole
 @contextmanager
 def written_whole(
     path, # a file or a folder to be written
@@ -121,7 +121,7 @@ def file_digest(
             found.update(part)
     return found.hexdigest()
 
-
+# %% ../../nbs/data/whole.ipynb #list-files
 def list_files(
     folder: Path,
 ) -> dict: # path in the folder → [bytes, digest]

@@ -57,8 +57,7 @@ class GenerationApp(LiveView):
 def _connect(self: GenerationApp):
     me = weakref.proxy(self) # ipywidgets keeps every widget, but not the models of a dropped app
     for name in ("generate", "stop", "clear", "new_seed"):
-        button = getattr(self, f"{name}_button")
-        button.on_click(lambda click, name=name: getattr(me, name)())
+        getattr(self, f"{name}_button").on_click(lambda click, name=name: getattr(me, name)())
     self.mode.observe(lambda change: me._mode_changed(), "value")
     self._mode_changed()
 

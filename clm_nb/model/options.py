@@ -119,7 +119,7 @@ def check_prompt(
                          f"{error.start:,}. Take it out: prompt.encode(errors='ignore').decode()."
                          ) from None
 
-
+# %% ../../nbs/model/options.ipynb #prompt-list
 def prompt_list(
     prompt, # a text, or several
 ) -> list[str]:
