@@ -24,8 +24,7 @@ from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
 from .data.cache import clear_cache, sweep_cache
-from .data.files import is_path
-from .data.hub import first_line, on_hub
+from .data.hub import first_line, pinned
 from .data.python_docs import python_docs
 from .data.split import split_corpus
 from .data.leaks import leakage, remove_leaks
@@ -43,7 +42,7 @@ from .perplexity import document_perplexities, perplexity, token_losses
 from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import training_arguments, training_settings
-from .training.runs import check_output_dir, digest, write_card, write_run
+from .training.runs import check_digests, check_output_dir, write_card, write_run
 from .training.hold import check_free, hold
 from .training.resume import find_checkpoint, resume_choice
 from .training.share import check_hub
@@ -180,27 +179,20 @@ def _check_settings(output_dir, resume_from_checkpoint, settings: dict):
     return args
 
 # %% ../nbs/09_core.ipynb #024a5e77
-def _pinned(name, repo_type: str, revision: str | None, token: str | None) -> str | None:
-    "The commit of a Hub id now; the revision itself for what is no Hub id, or out of reach"
-    if not isinstance(name, str) or name.startswith("python-docs") or is_path(name):
-        return revision
-    return on_hub(name, repo_type, revision, token) or revision
-
-
 @patch
-def pin(self: _Start) -> None:
-    "From now on, read one commit of the model"
+def pin(self: _Start) -> _Start:
+    "Itself, that from now on reads one commit of the model"
     name = self.model_name or self.config_name
-    self.revision = _pinned(name, "model", self.revision, self.token)
+    self.revision = pinned(name, "model", self.revision, self.token)
+    return self
 
 # %% ../nbs/09_core.ipynb #260ed8d7
-def _data_options(dataset_name, given: dict | None, as_tutorial: bool, token: str | None) -> dict:
+def _data_options(name, given: dict | None, as_tutorial: bool, token: str | None, **more) -> dict:
     "Arguments of `prepare`: the tutorial's where asked for, and over them those that are given"
     data = dict(tutorial_choices) if as_tutorial else {}
     data |= given or {}
-    revision = data.get("dataset_revision")
-    data["dataset_revision"] = _pinned(dataset_name, "dataset", revision, token)
-    return data
+    data["dataset_revision"] = pinned(name, "dataset", data.get("dataset_revision"), token)
+    return data | {option: value for option, value in more.items() if value is not None}
 
 # %% ../nbs/09_core.ipynb #10649dc3
 def _check_start(start: _Start, tokenizer, block_size: int, prompt: str, isolated: bool) -> float:
@@ -220,13 +212,12 @@ def _check_start(start: _Start, tokenizer, block_size: int, prompt: str, isolate
     return context - length
 
 # %% ../nbs/09_core.ipynb #a595e3ca
-def _check_data(blocks, expected: dict) -> None:
-    "`ValueError` where blocks are not those that are expected"
-    for split, hashed in expected.items():
-        if digest(blocks[split]) != hashed:
-            raise ValueError(f"The {split} blocks are not those of the run to be repeated: the "
-                             "data, or what reads it, has changed. Restore it, or train anew "
-                             "without --from_run.")
+def _blocks(times, expected: dict | None, data: dict, *args, **own):
+    "Blocks from `prepare`, whose time is taken; `ValueError` where others are expected"
+    with times.stage("data", "Reading the corpus and cutting it into blocks"):
+        blocks = prepare(*args, **own, **data)
+        check_digests(blocks, expected or {})
+    return blocks
 
 # %% ../nbs/09_core.ipynb #6c020420
 def _first_words(held_out, tokenizer, n_tokens: int = 8) -> str:
@@ -288,9 +279,7 @@ def finish(
 # %% ../nbs/09_core.ipynb #164393f9
 def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
-    if isinstance(thing, Path):
-        return str(thing)
-    return thing if isinstance(thing, str) else None
+    return str(thing) if isinstance(thing, (str, Path)) else None
 
 
 @patch
@@ -300,12 +289,19 @@ def source(self: _Start) -> dict:
                 tokenizer_name=_named(self.tokenizer_name), revision=self.revision)
 
 # %% ../nbs/09_core.ipynb #4061ffe0
-def _training(args, source: dict, exact_loss: bool, resume_from_checkpoint, settings) -> dict:
+def _training(args, source: dict, resume_from_checkpoint, settings: dict) -> dict:
     "Arguments of a `TrainingPlan`"
     sample_prompt = None if args.fsdp or args.deepspeed else source["prompt"]
-    return dict(output_dir=args.output_dir, source=source | dict(exact_loss=exact_loss),
-                exact_loss=exact_loss, resume_from_checkpoint=resume_from_checkpoint,
-                sample_prompt=sample_prompt, settings=training_settings(**settings))
+    return dict(output_dir=args.output_dir, source=source, exact_loss=source["exact_loss"],
+                resume_from_checkpoint=resume_from_checkpoint, sample_prompt=sample_prompt,
+                settings=training_settings(**settings))
+
+
+def _carry_out(plan: TrainingPlan, start: _Start, prompt: str, length: int, times) -> Run:
+    "The run, from measuring to report, while nobody else may write into its folder"
+    with hold(plan.args.output_dir, plan.args.process_index == 0):
+        run = _measure_and_train(plan, prompt, length, times)
+        return finish(run, partial(start.make_model, plan.tokenizer))
 
 # %% ../nbs/09_core.ipynb #8d7e65eb
 def finetune(
@@ -334,28 +330,20 @@ def finetune(
     start = _Start(*_names(model_name_or_path, config_name, tokenizer_name), revision, token, seed)
     settings = start.settings(training_args)
     args = _check_settings(output_dir, resume_from_checkpoint, settings)
-    start.pin()
-    tokenizer = start.make_tokenizer()
-    data = _data_options(dataset_name, data, as_tutorial, token)
-    samples = dict(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
-    data |= {name: number for name, number in samples.items() if number is not None}
+    tokenizer = start.pin().make_tokenizer()
+    data = _data_options(dataset_name, data, as_tutorial, token,
+                         max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
     room = _check_start(start, tokenizer, block_size, prompt or "", data.get("isolate_documents"))
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
-    with times.stage("data", "Reading the corpus and cutting it into blocks"):
-        blocks = prepare(dataset_name, tokenizer, block_size=block_size, seed=seed, token=token,
-                         ledger=ledger, **data)
-        _check_data(blocks, data_digest or {})
+    blocks = _blocks(times, data_digest, data, dataset_name, tokenizer, block_size=block_size,
+                     seed=seed, token=token, ledger=ledger)
     prompt = prompt or _first_words(blocks["test"], tokenizer)
     names = dict(dataset_name=_named(dataset_name), **start.source(), data=data, prompt=prompt,
-                 max_new_tokens=max_new_tokens)
-    training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint,
-                         settings)
+                 max_new_tokens=max_new_tokens, exact_loss=exact_loss and not as_tutorial)
+    training = _training(args, names, resume_from_checkpoint, settings)
     plan = _plan(start, tokenizer, blocks, ledger, times, training)
-    if preflight:
-        return plan.foresee()
-    with hold(args.output_dir, args.process_index == 0):
-        run = _measure_and_train(plan, prompt, int(min(max_new_tokens, room - 8)), times)
-        return finish(run, partial(start.make_model, tokenizer))
+    length = int(min(max_new_tokens, room - 8))
+    return plan.foresee() if preflight else _carry_out(plan, start, prompt, length, times)
 
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:

@@ -110,7 +110,7 @@ def carry_out(
             trainer.push_to_hub()
     return trainer
 
-
+# %% ../nbs/05_train.ipynb #8cff06dc
 @few_lines()
 def train(
     model, # a causal model, from `load_model`

@@ -32,9 +32,9 @@ def diverged(
     kept = f"{last} is the last checkpoint before it" if last else "there is no checkpoint yet"
     clip = ", or max_grad_norm=1.0" if not self.args.max_grad_norm else ""
     return TrainingDiverged(
-        f"At step {self.state.global_step + 1:,}, with a learning rate of {max(rates):.2g}, {what}. "
-        f"Training has ended, and no model was saved; {kept}. Try a lower learning_rate, more "
-        f"warmup_steps{clip}.")
+        f"At step {self.state.global_step + 1:,}, with a learning rate of {max(rates):.2g}, "
+        f"{what}. Training has ended, and no model was saved; {kept}. Try a lower learning_rate, "
+        f"more warmup_steps{clip}.")
 
 # %% ../../nbs/training/diverged.ipynb #d53c6b21
 def gradients_finite(

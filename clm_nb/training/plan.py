@@ -79,7 +79,7 @@ class TrainingPlan:
     sample_prompt: str | None = None
     settings: dict = field(default_factory=dict) # from `training_settings`
 
-
+# %% ../../nbs/training/plan.ipynb #f1150a8f
 @patch
 def check(
     self: TrainingPlan,

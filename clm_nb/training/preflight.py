@@ -33,7 +33,7 @@ from .trainer import make_trainer
 def checkpoint_bytes(
     model, # a model
 ) -> int:
-    "How much room a checkpoint takes: the weights, and AdamW's two numbers for each that is trained"
+    "The room a checkpoint takes: the weights, and AdamW's two numbers for each that is trained"
     weights = sum(p.numel()*p.element_size() for p in model.parameters())
     return weights + sum(8*p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -122,7 +122,7 @@ def peak_memory(
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*unit
 
-
+# %% ../../nbs/training/preflight.ipynb #07d84f7a
 def measure_speed(
     model, # to be trained; its weights stay as they are
     blocks, # `DatasetDict` with "train", and "test" if it is evaluated
@@ -171,7 +171,7 @@ def __repr__(self: Preflight):
             f"disk:   {megabytes(self.disk)}, of {megabytes(self.free)} that are free\n"
             f"time:   {time_left} of training and evaluation")
 
-
+# %% ../../nbs/training/preflight.ipynb #06afd7fb
 def evaluations(
     args, # `TrainingArguments`
     steps: int, # of the run
