@@ -46,7 +46,8 @@ from .training.settings import training_arguments, training_settings
 from .training.runs import check_output_dir, digest, write_card, write_run
 from .training.share import check_hub
 from .training.charts import loss_curve
-from .training.watch import LiveTraining, Sampler
+from .training.sampler import Sampler
+from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
 from .train import embedded_finetuning, embedded_run, train

@@ -19,7 +19,8 @@ from fastcore.basics import patch
 
 from .model.device import grants_bf16, keep_freed_memory
 from .model.inference import bf16_pays, draw_from_top, draws_quickly
-from .model.inference import goes_on_in_bf16, packing_pays, roomy_cache, with_packed_layers
+from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
+from .model.inference import room_works, roomy_cache, with_packed_layers
 from .model.model import evaluating
 from .model.sampling import check_room, clean_config, left_padded, own_rng, prompt_ids
 
@@ -86,10 +87,12 @@ def speed_up(
     quick = bf16 is not False and draws_quickly(self.options)
     if bf16 is None:
         bf16 = self.options["do_sample"] and bf16_pays(model) and not wrapped
-    self.bf16 = bf16 and grants_bf16(model.device.type)
+    self.bf16 = bf16 and grants_bf16(model.device.type) and halving_works()
     if quick and not self.bf16 and not wrapped:
-        self.packed = packing_pays(model, prompts, self.config.max_new_tokens)
-    self.roomy = quick and prompts > 1 and self.options.get("use_cache", True)
+        pays = packing_pays(model, prompts, self.config.max_new_tokens)
+        self.packed = pays and packing_works()
+    roomy = quick and prompts > 1 and self.options.get("use_cache", True)
+    self.roomy = roomy and room_works()
     if model.device.type == "cpu":
         keep_freed_memory()
     if quick:

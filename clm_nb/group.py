@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
+from .progress import few_lines
 from .ledger import Ledger
 from .data.cache import cache_folder, fingerprint, from_cache, made_by
 from .tokenize import list_length
@@ -168,6 +169,7 @@ def cached_blocks(
     return from_cache(path)
 
 # %% ../nbs/03_group.ipynb #93ed74a5
+@few_lines()
 def group(
     tokens: DatasetDict, # with a column "input_ids", from `tokenize`
     block_size: int = 128, # tokens per row; at most the model's context

@@ -10,6 +10,7 @@ __all__ = ['read_corpus', 'split_records', 'load_corpus']
 # %% ../nbs/00_load.ipynb #imports
 from pathlib import Path
 from datasets import Dataset, DatasetDict
+from .progress import few_lines
 from .ledger import Ledger
 from .data.files import is_path, read_local, read_slice
 from .data.hub import read_hub
@@ -57,6 +58,7 @@ def split_records(
     return split_corpus(records, test_size, seed, column)
 
 # %% ../nbs/00_load.ipynb #f99826c1
+@few_lines()
 def load_corpus(
     name_or_path="python-docs", # Hub id, path, `python-docs`, or a `Dataset`/`DatasetDict`
     name: str | None = None, # configuration on the Hub; part of `python-docs`: "task" or "base"

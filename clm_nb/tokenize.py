@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from tokenizers import Tokenizer
+from .progress import few_lines
 from .ledger import Ledger
 from .data.cache import cache_folder, fingerprint, from_cache, made_by
 from .data.hub import first_line
@@ -279,6 +280,7 @@ def list_length(
     return sum(pc.sum(pc.list_value_length(batch["input_ids"])).as_py() or 0 for batch in batches)
 
 # %% ../nbs/02_tokenize.ipynb #18e69447
+@few_lines()
 def tokenize(
     documents: DatasetDict, # with a column "text", from `flatten`
     tokenizer, # a fast tokenizer, from `load_tokenizer`

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from transformers import Trainer
 
+from .progress import few_lines, notebook_shell
 from .ledger import Ledger
 from .data.cache import fingerprint, made_once
 from .data.hub import base_model_folder
@@ -29,7 +30,7 @@ from .training.settings import fit_batch, training_arguments, training_settings
 from .training.runs import check_output_dir, describe_run, write_card, write_run
 from .training.share import check_hub
 from .training.charts import loss_curve
-from .training.watch import Sampler, notebook_shell
+from .training.sampler import Sampler
 from .training.trainer import make_trainer
 
 # %% ../nbs/05_train.ipynb #24b3f631
@@ -85,9 +86,9 @@ def save_run(
     if not trainer.is_world_process_zero():
         return
     save_weights(trainer, folder)
-    history = trainer.state.log_history
+    history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
-              tokens_per_second=round(live.rate), utilisation=round(live.utilisation, 3),
+              tokens_per_second=round(live.rate), utilisation=None if share is None else round(share, 3),
               train_seconds=round(live.seconds, 1))
     if live.sampler:
         write_run(folder, sample_prompt=live.sampler.prompt, samples_by_step=live.samples)
@@ -95,6 +96,7 @@ def save_run(
     write_card(folder)
 
 # %% ../nbs/05_train.ipynb #92f540ec
+@few_lines()
 def train(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`

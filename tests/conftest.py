@@ -6,6 +6,7 @@ threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
 import socket, subprocess, sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,20 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path/"datasets_cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path/"datasets_cache")
     return folder
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    "Counts the calls of functions: `counted(module, name)` from then on, `counted.calls[name]`"
+    from tiny import everywhere
+    def count(module, name):
+        function = getattr(module, name)
+        def spy(*args, **kwargs):
+            count.calls[name] += 1
+            return function(*args, **kwargs)
+        everywhere(monkeypatch, module, name, spy)
+    count.calls = Counter()
+    return count
 
 
 def python(code: str, *argv, **env):

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 from clm_nb.model.model import load_model
+from clm_nb.training.share import HubTrainer
 from hub import Hub
+from huggingface_hub import HfApi
+from transformers import TrainingArguments
 import tiny
 
 secret, stranger = "hf_secretsecret", "hf_strangerstranger"
@@ -240,6 +243,27 @@ def test_a_push_that_fails_at_a_save_does_not_end_the_training(hub, clm_nb, tmp_
     assert re.search(f"push to '{name}' failed: the Hub refused .403.*Training goes on", err)
     assert hub.repos["model", name].messages[-1] == "End of training"
     assert complete(run, hub, clm_nb, name)["steps"] == 4
+
+
+def test_a_checkpoint_that_is_deleted_while_its_folder_is_listed_costs_no_push(hub, monkeypatch, tmp_path):
+    "As rotation does it, in the middle of the client's walk through the run folder"
+    glob, gone = Path.glob, []
+
+    def walk(folder, pattern, **kwargs):
+        yield from glob(folder, pattern, **kwargs)
+        if folder == tmp_path and len(gone) < 3:
+            gone.append(folder/"checkpoint-2")
+            raise FileNotFoundError(2, "No such file or directory", str(gone[-1]))
+
+    api = HfApi(endpoint=hub.url, token=secret)
+    api.create_repo("me/listed")
+    (tmp_path/"config.json").write_text("{}")
+    trainer = HubTrainer(tiny.gpt2(), TrainingArguments(str(tmp_path/"run"), use_cpu=True))
+    monkeypatch.setattr(Path, "glob", walk)
+    with trainer._background():
+        job = api.upload_folder(repo_id="me/listed", folder_path=tmp_path, run_as_future=True)
+    job.result(tiny.patience)
+    assert len(gone) == 3 and api.file_exists("me/listed", "config.json")
 
 
 def test_a_hub_gone_silent_at_a_save_holds_up_neither_the_training_nor_the_end_of_the_process(hub, clm_nb, tmp_path):

@@ -1,5 +1,5 @@
 "The package: one set of metadata wherever it is read, an sdist and a wheel that work without the checkout."
-import ast, builtins, configparser, email, importlib, importlib.metadata, os, re
+import ast, builtins, configparser, email, importlib, importlib.metadata, os, re, shutil
 import subprocess, symtable, sys, tarfile, tomllib, zipfile
 
 import nbformat, pytest, yaml
@@ -217,18 +217,87 @@ def test_modules_define_every_name_they_use(path):
 
 # The commands
 
-def test_every_make_target_is_explained():
-    targets = re.search(r"^\.PHONY: (.*)$", (root/"Makefile").read_text(), flags=re.M)[1].split()
-    shown = subprocess.check_output(["make", "--no-print-directory"], cwd=root, text=True)
-    for target in set(targets) - {"help"}: assert re.search(rf"^make {target} +\S", shown, flags=re.M), target
+def do(*arguments, **variables):
+    "The finished `python tools/do.py`, as text."
+    return subprocess.run([sys.executable, root/"tools/do.py", *arguments], env=os.environ | variables,
+                          capture_output=True, text=True, encoding="utf-8")
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    "tools/do.py as a module."
+    monkeypatch.syspath_prepend(root/"tools")
+    return importlib.import_module("do")
+
+
+def test_every_target_is_explained_and_is_makes_too(targets):
+    shown = do("help").stdout
+    for name, function in targets.targets.items():
+        assert re.search(rf"^{name} +\S", shown, flags=re.M) and function.__doc__ in shown, name
+    makefile = (root/"Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.M)[1].split()
+    rule = re.search(r"^(.*):\n\t@\$\(PYTHON\) tools/do.py \$@$", makefile, flags=re.M)[1].split()
+    assert set(phony) == set(rule) == set(targets.targets)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_make_hands_on_what_its_command_line_sets(tmp_path):
+    "And not more than that: without PYTHON=, do.py takes the Python that runs it."
+    copy_tree(tmp_path/"tree")
+    (tmp_path/"tree/tools/do.py").write_text(
+        "import os, sys\nprint(sys.argv[1:], *map(os.environ.get, ['PYTHON', 'SCALE', 'NAMES']))\n", encoding="utf-8")
+    make = ["make", "--no-print-directory", "-C", tmp_path/"tree"]
+    printed = lambda *words: subprocess.check_output([*make, *words], text=True).strip()
+    python = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "SCALE", "NAMES")}
+    assert subprocess.check_output([*make, "bench"], text=True, env=python).split()[0] == "['bench']"
+    assert printed("bench", "SCALE=2", "NAMES=a b", f"PYTHON={sys.executable}") == f"['bench'] {sys.executable} 2 a b"
+
+
+def test_do_reads_settings_and_refuses_what_it_does_not_know():
+    assert f"PYTHON={sys.executable}" in do("PYTHON=" + sys.executable, "help").stdout
+    for wrong in ("demos", "SCALES=2"):
+        done = do(wrong)
+        assert done.returncode == 2 and repr(wrong) in done.stderr and "Targets: demo, test" in done.stderr
+
+
+def test_do_ends_as_its_programs_end(targets, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        targets.run(sys.executable, "-c", "raise SystemExit(7)")
+    assert ended.value.code == 7
+    targets.run(sys.executable, "-c", "import os; raise SystemExit(os.environ['KEPT'] != 'x')", KEPT="x")
+
+
+def test_an_environment_is_made_only_where_it_can_be(targets, ini):
+    oldest = tuple(map(int, ini["min_python"].split(".")))
+    targets.check_python(oldest)
+    for machine in [("Linux", "x86_64"), ("Darwin", "arm64", "14.4"), ("Windows", "AMD64")]:
+        targets.check_machine(*machine)
+    refused = [(targets.check_python, (oldest[:2] + (oldest[2] - 1,),), "Python 3.11.5 or newer")]
+    machines = {("Darwin", "x86_64", "15.1"): "Intel", ("Darwin", "arm64", "13.6"): "macOS 14",
+                ("Windows", "ARM64"): "Windows on ARM"}
+    refused += [(targets.check_machine, machine, words) for machine, words in machines.items()]
+    for check, given, words in refused:
+        with pytest.raises(SystemExit, match=words): check(*given)
+
+
+def test_an_environment_is_renewed_when_a_requirement_changes(targets, tmp_path, monkeypatch):
+    "And only then: the stamps of its extras are compared with the files that hold the requirements."
+    called, env = [], targets.Environment(tmp_path)
+    monkeypatch.setattr(targets.Environment, "make", lambda self: None)
+    monkeypatch.setattr(targets.Environment, "pip", lambda self, *given: called.append(given[-1]))
+    for extra in (None, None, "dev", "dev", None): env.install(extra)
+    assert called == [".", ".[dev]"]
+    os.utime(tmp_path/"dev.stamp", (0, 0))
+    env.install("dev")
+    assert called[2:] == [".[dev]"]
 
 
 def test_ci_runs_make_test(ini):
     run = root/".ci/run"
-    assert os.access(run, os.X_OK) and "make test" in run.read_text()
-    flow = yaml.safe_load((root/".github/workflows/test.yml").read_text())
+    assert os.access(run, os.X_OK) and "make test" in run.read_text(encoding="utf-8")
+    flow = yaml.safe_load((root/".github/workflows/test.yml").read_text(encoding="utf-8"))
     job = flow["jobs"]["test"]
     assert [s["run"] for s in job["steps"] if "run" in s] == [".ci/run"]
-    assert job["strategy"]["matrix"]["python"][0] == ini["min_python"]
-    docs = yaml.safe_load((root/".github/workflows/docs.yml").read_text())
+    assert job["strategy"]["matrix"]["python"][0] == ini["min_python"].rpartition(".")[0]
+    docs = yaml.safe_load((root/".github/workflows/docs.yml").read_text(encoding="utf-8"))
     assert [s["run"] for s in docs["jobs"]["docs"]["steps"] if "run" in s] == ["make docs"]

@@ -1,13 +1,16 @@
 "Perplexity against independent references: loops in float64, the block figure, bytes counted by hand"
 import math, subprocess, sys
 import numpy as np, pytest, torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
+import clm_nb.model.device, clm_nb.model.loss, clm_nb.tokenize
+from clm_nb.model.inference import bf16_pays, in_bf16
 from clm_nb.model.model import evaluating
 from clm_nb.model.loss import logit_losses
 from clm_nb.model.metric import LossSums, Perplexity, perplexity_hooks, perplexity_metric
-from clm_nb.perplexity import document_perplexities, perplexity, token_losses, windows
+from clm_nb.model.scored_rows import windows
+from clm_nb.perplexity import document_perplexities, perplexity, token_losses
 import tiny
-from tiny import families, gpt2, needs_bf16, tokenizer
+from tiny import Seen, everywhere, families, gpt2, needs_bf16, tokenizer
 
 rng = np.random.default_rng(0)
 bigger = tokenizer()
@@ -302,3 +305,28 @@ def test_padding_on_the_left_is_refused():
     with pytest.raises(ValueError, match="padding before text"): token_losses(gpt2(), [[0, 1, 2]], [[0, 1, 1]])
     left = Dataset.from_dict({"input_ids": [[0, 1, 2]], "attention_mask": [[0, 1, 1]]})
     with pytest.raises(ValueError, match="padding before text"): perplexity(gpt2(), left)
+
+
+def test_a_model_is_looked_at_once_for_all_batches(counted):
+    counted(clm_nb.model.loss, "loss_forward")
+    perplexity(gpt2(), make_blocks(), batch_size=2)
+    assert counted.calls["loss_forward"] == 1
+
+
+@needs_bf16
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_bf16_in_perplexity_is_asked_for_or_pays(name, monkeypatch):
+    kinds = lambda model, **options: {d for d, s in see(model, **options) if s[-1:] == (400,)}
+    short = make_blocks()
+    long = concatenate_datasets([short]*(4096//clm_nb.tokenize.list_length(short) + 1))
+    def see(model, blocks=long, **options):
+        with Seen() as seen: perplexity(model, blocks, **options)
+        return seen.tensors
+    small, large = families[name](), families[name](**{"n_embd" if name == "gpt2" else "hidden_size": 512})
+    has = {True: {torch.float32, torch.bfloat16}, False: {torch.float32}}
+    for fast in (True, False):
+        everywhere(monkeypatch, clm_nb.model.device, "has_bf16", lambda device: fast)
+        assert [bf16_pays(m) for m in (small, large)] == [False, fast] and not bf16_pays(in_bf16(large))
+        assert [bool(torch.bfloat16 in kinds(m)) for m in (small, large)] == [False, fast]
+        assert torch.bfloat16 not in kinds(large, blocks=short)
+        for bf16 in (True, False): assert kinds(small, bf16=bf16) == kinds(large, bf16=bf16) == has[bf16 and fast]

@@ -1,6 +1,6 @@
 "Tiny random models and tokenizers for the tests: no network, milliseconds to make"
 import sys
-import pytest, torch
+import pytest, torch, transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tokenizers import processors
@@ -42,6 +42,16 @@ def llama(**kwargs):
 
 
 families = {"gpt2": gpt2, "llama": llama}
+shape = dict(vocab_size=400, max_position_embeddings=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+             num_attention_heads=2, num_key_value_heads=1, head_dim=16, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+             initializer_range=0.3)
+
+
+def auto(kind, **kwargs):
+    "A model of another family, by the name of its configuration: Qwen2, Mixtral, …"
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**shape | kwargs)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
 class Seen(TorchDispatchMode):

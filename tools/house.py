@@ -8,20 +8,20 @@ from pathlib import Path
 root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
-order = """ledger
+order = """progress ledger probe
 data/cache data/files data/hub data/python_docs data/split data/leaks data/tokenizer
 load tokenize
 flatten group collate
-model/device model/model model/loss model/metric model/baselines model/sampling model/inference
+model/device model/model model/loss model/metric model/scored_rows model/perplexity_table model/baselines model/sampling model/inference
 perplexity generate
-training/waiting training/settings training/runs training/share training/charts training/watch training/trainer training/lr_finder
+training/waiting training/settings training/runs training/share training/charts training/throughput training/sampler training/watch training/trainer training/lr_finder
 train
-look/html look/token_text look/cutting look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
+look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
-look/answers look/generation_app look/web_page look/serve look/report look/run
+look/answers look/app_controls look/generation_app look/web_page look/serve look/report look/run
 core
-arguments cli""".split()
-starts_light = {"cli"}  # imports what a command needs when the command is called: `clm_nb --help` loads no torch
+arguments training_commands cli""".split()
+starts_light = {"cli", "training_commands"}  # import what a command needs when it is called: `clm_nb --help` loads no torch
 
 
 def rooms() -> dict[str, ast.Module]: # "look/heatmap" → its tree

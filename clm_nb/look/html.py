@@ -11,7 +11,7 @@ __all__ = ['tints', 'tinted', 'hatched', 'see_through', 'thin_border', 'rounded_
 # %% ../../nbs/look/html.ipynb #imports
 from html import escape
 
-from ..training.watch import notebook_shell
+from ..progress import notebook_shell
 
 # %% ../../nbs/look/html.ipynb #a1ba3539
 def element(

@@ -24,7 +24,8 @@ from ..tokenize import tokenize_batch, tokenizer_json
 from ..model.model import check_fit, context_length
 from ..model.loss import output_layer
 from ..model.metric import LossSums, Perplexity
-from ..perplexity import token_losses, windows
+from ..model.scored_rows import windows
+from ..perplexity import token_losses
 from .token_text import piece_name, piece_texts, speller
 
 # %% ../../nbs/look/loss_map.ipynb #74952a3b

@@ -92,8 +92,10 @@ def report_training(
     if not history:
         return ""
     speed = (f"<p>{run['steps']:,} steps in {run['train_seconds']:,.1f} s: "
-             f"{run['tokens_per_second']:,} tokens/s, "
-             f"{run['utilisation']:.0%} of what matrix products reach on this machine.</p>")
+             f"{run['tokens_per_second']:,} tokens/s")
+    if run.get("utilisation"):
+        speed += f", {run['utilisation']:.0%} of what matrix products reach on this machine"
+    speed += ".</p>"
     rows = [evaluation_row(log) for log in history if "eval_loss" in log]
     table = report_table(["step", "epoch", "held-out loss", "perplexity"], rows) if rows else ""
     return training_chart(history, run["steps"]) + speed + table

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/model/baselines.html.md"""
 
 # %% auto #0
 __all__ = ['discounts', 'TokenStream', 'without_padding', 'read_stream', 'next_contexts', 'count_grams', 'smoothed',
-           'stream_losses', 'NGram', 'kneser_ney', 'PerplexityTable', 'baselines']
+           'stream_losses', 'NGram', 'kneser_ney', 'baselines']
 
 # %% ../../nbs/model/baselines.ipynb #imports
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset
 from fastcore.basics import patch
 
 from ..data.tokenizer import token_bytes
 from .metric import LossSums, Perplexity
+from .perplexity_table import PerplexityTable
 
 # %% ../../nbs/model/baselines.ipynb #f58476d5
 def discounts(
@@ -230,75 +230,6 @@ def kneser_ney(
         levels.append(smoothed(gram.keys, counts, contexts, vocab_size))
         contexts = len(gram.keys)
     return NGram(vocab_size, tuple(levels))
-
-# %% ../../nbs/model/baselines.ipynb #ddfe9bf8
-_heads = "", "perplexity", "95%", "× best", "loss (nats/token)", "bits per byte", "tokens"
-
-
-class PerplexityTable(dict):
-    "Perplexities by name, to be compared: a `dict` that shows itself as a table or a plot"
-
-
-def _line(name: str, p: Perplexity, best: float | None) -> tuple:
-    "The text of each cell of a row"
-    interval = times = bits = "–"
-    if p.interval:
-        low, high = p.interval
-        interval = f"{low:,.2f} – {high:,.2f}"
-    if best:
-        times = f"{p.perplexity/best:,.2f}"
-    if p.bits_per_byte is not None:
-        bits = f"{p.bits_per_byte:.3f}"
-    return name, f"{p.perplexity:,.2f}", interval, times, f"{p.loss:.4f}", bits, f"{p.tokens:,}"
-
-
-def _lines(table: PerplexityTable) -> list[tuple]:
-    "The text of all cells, the heads first"
-    best = None
-    if len({p.tokens for p in table.values()}) == 1:
-        best = min(p.perplexity for p in table.values())
-    return [_heads, *(_line(name, p, best) for name, p in table.items())]
-
-# %% ../../nbs/model/baselines.ipynb #cae5e9ea
-@patch
-def __repr__(self: PerplexityTable):
-    lines = _lines(self)
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    rows = []
-    for name, *figures in lines:
-        cells = [name.ljust(widths[0])]
-        cells += [text.rjust(width) for text, width in zip(figures, widths[1:])]
-        rows.append("  ".join(cells))
-    return "\n".join(rows)
-
-
-@patch
-def _repr_markdown_(self: PerplexityTable):
-    head, *rows = (f"| {' | '.join(line)} |" for line in _lines(self))
-    return "\n".join([head, "| --- |" + " ---: |"*(len(_heads) - 1), *rows])
-
-# %% ../../nbs/model/baselines.ipynb #fc3f907d
-@patch
-def ranked(self: PerplexityTable) -> PerplexityTable: # the worst first
-    "The same table in the order of the losses"
-    return PerplexityTable(sorted(self.items(), key=lambda item: -item[1].loss))
-
-# %% ../../nbs/model/baselines.ipynb #32e6130d
-@patch
-def plot(self: PerplexityTable): # `matplotlib.figure.Figure`
-    "The losses as bars with their 95% intervals, the perplexities beside them, the best in orange"
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(7, 0.7 + 0.36*len(self)), layout="constrained")
-    ax = fig.subplots()
-    losses = [p.loss for p in self.values()]
-    margins = [1.96*(p.standard_error or 0) for p in self.values()]
-    colours = ["#D55E00" if loss == min(losses) else "#56B4E9" for loss in losses]
-    bars = ax.barh(list(self), losses, xerr=margins, height=0.7, color=colours)
-    ax.bar_label(bars, [f"{p.perplexity:,.1f}" for p in self.values()], padding=5)
-    ax.set(xlabel="loss (nats per token), with the perplexity beside it", xmargin=0.12)
-    ax.invert_yaxis()
-    ax.spines[["top", "right"]].set_visible(False)
-    return fig
 
 # %% ../../nbs/model/baselines.ipynb #20aacba4
 def baselines(

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .model import evaluating
+from .model import evaluating, forward_kept
 
 # %% ../../nbs/model/loss.ipynb #80d1dadc
 def logit_losses(
@@ -216,13 +216,7 @@ def fused_loss(
 ): # whether the model is served; without gradients, `logits` are then (batch, block-1) losses
     "Inside, `model(…, labels=labels)` gives `loss` without making logits"
     forward = loss_forward(model)
-    own = vars(model).get("forward")
-    if forward:
-        model.forward = forward
-    try:
-        yield bool(forward)
-    finally:
+    with forward_kept(model):
         if forward:
-            del model.forward
-        if own:
-            model.forward = own
+            model.forward = forward
+        yield bool(forward)

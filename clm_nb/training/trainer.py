@@ -15,11 +15,13 @@ from fastcore.basics import patch
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, TrainingArguments
 
 from ..collate import BlockRows, CausalCollator
+from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
 from .share import HubTrainer
-from .watch import LiveTraining, Sampler
+from .sampler import Sampler
+from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
 class RunTrainer(HubTrainer):
@@ -54,10 +56,16 @@ def evaluate(self:RunTrainer, *args, **kwargs):
 @patch
 def train(self:RunTrainer, *args, **kwargs):
     "Train; afterwards the model computes in its own precision again"
-    try:
+    with forward_kept(self.model):
         return super(RunTrainer, self).train(*args, **kwargs)
-    finally:
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
+# %% ../../nbs/training/trainer.ipynb #be93a904
+@patch
+def end_processes(self:RunTrainer):
+    "Part from the other processes of a run; this trainer trains no more"
+    self.model_wrapped = self.model
+    self.accelerator.free_memory() # collects what is no longer held
+    self.accelerator.end_training()
 
 # %% ../../nbs/training/trainer.ipynb #78c2aafb
 class CausalTrainer(RunTrainer):

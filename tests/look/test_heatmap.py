@@ -8,7 +8,8 @@ from clm_nb.look.token_text import visible_text
 from clm_nb.look.heatmap import loss_map
 from clm_nb.look.tints import contrast_ratio
 from clm_nb.look.token_box import share_bar
-from clm_nb.perplexity import perplexity, token_losses, windows
+from clm_nb.model.scored_rows import windows
+from clm_nb.perplexity import perplexity, token_losses
 import tiny
 from tiny import families, gpt2, tokenizer
 

@@ -132,7 +132,7 @@ command = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))
 
 
 def cli(*argv, code=command):
-    done = subprocess.run([sys.executable, "-c", code, "app", *map(str, argv)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code, "app", *map(str, argv)], capture_output=True, text=True, timeout=tiny.patience)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -170,7 +170,7 @@ def start(run, *argv):
 
 def get(address, path="", **headers):
     try:
-        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=60) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=tiny.patience) as answer:
             return answer.status, answer.headers, answer.read().decode()
     except urllib.error.HTTPError as e: return e.code, e.headers, ""
 
@@ -192,9 +192,9 @@ def test_the_server(run, tmp_path, monkeypatch):
         assert len(kernels) == 1
         assert cli("--model", run, "--port", port)[2].startswith(f"clm_nb: port={port} is taken")
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=tiny.patience)
         assert (process.returncode, out) == (0, "clm_nb app: stopped\n") and "Traceback" not in err
-        assert not psutil.wait_procs(kernels, timeout=10)[1]
+        assert not psutil.wait_procs(kernels, timeout=tiny.patience)[1]
         assert not [*(tmp_path/"tmp").glob("clm_nb_app_*"), *(tmp_path/"tmp").glob("voila_*")]
     finally: process.kill()
 
@@ -206,4 +206,4 @@ def test_a_killed_server_leaves_no_kernel(run):
     kernels = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    assert len(kernels) == 1 and not psutil.wait_procs(kernels, timeout=30)[1]
+    assert len(kernels) == 1 and not psutil.wait_procs(kernels, timeout=tiny.patience)[1]

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, modeling_utils
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from clm_nb.data.hub import base_model_folder
-from clm_nb.model.model import load_model, name_loss
+from clm_nb.model.device import has_bf16
+from clm_nb.model.model import load_model, name_loss, training_flops
 from tiny import gpt2, llama
 
 ids = torch.arange(24).reshape(2, 12)
@@ -73,3 +74,18 @@ def test_a_model_from_scratch_is_float32_whatever_the_config_says(tmp_path):
     "as that of the base model, whose file is float16"
     for how in (dict(config_name=base_model_folder()), dict(config=GPT2Config(n_embd=8, n_layer=1, n_head=1, dtype="float16"))):
         assert {p.dtype for p in load_model(**how).parameters()} == {torch.float32}
+
+
+def test_operations_of_a_training_step_are_counted_right_for_grouped_queries():
+    width, mlp, block, vocabulary = 32, 64, 48, 400
+    for heads in (1, 2):
+        model = llama(num_key_value_heads=heads).train()
+        per_token = 2*(2*(2*width**2 + 2*width*16*heads + 3*width*mlp) + vocabulary*width) + 2*4*block*width
+        assert training_flops(model, block) == pytest.approx(3*per_token, rel=1e-3) and model.training
+        with torch.autocast("cpu", torch.bfloat16, has_bf16("cpu")): found = training_flops(model, block)
+        assert found == pytest.approx(3*per_token, rel=1e-3)
+    width = 64
+    by_hand = 2*(3*12*width**2 + vocabulary*width) + 3*4*block*width
+    model = gpt2(dropout=0.5, n_embd=width, n_layer=3).train()
+    state = torch.get_rng_state()
+    assert training_flops(model, block) == 3*by_hand and torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,71 @@
+"The batch that fits, whatever the memory: the rows of a step stay, and all else is as it was"
+import pytest, torch
+from transformers import TrainingArguments
+import clm_nb.model.loss, clm_nb.train, clm_nb.training.settings
+from clm_nb.model.loss import linear_cross_entropy
+from clm_nb.training.settings import fit_batch
+from clm_nb.train import train
+from short_runs import parameters, run
+from tiny import gpt2
+
+
+def arguments(tmp_path, batch=12, accumulation=1, **kwargs):
+    return TrainingArguments(str(tmp_path), per_device_train_batch_size=batch, use_cpu=True, report_to="none",
+                             gradient_accumulation_steps=accumulation, **kwargs)
+
+
+class Memory:
+    "A model's forward that fits `most` rows"
+    def __init__(self, model, most):
+        self.asked, forward = [], type(model).forward
+        def limited(this, input_ids=None, *args, **kwargs):
+            if input_ids.shape[-1] == 8: self.asked.append(len(input_ids))
+            if len(input_ids) > max(most, 2*(input_ids.shape[-1] == 4)): raise torch.OutOfMemoryError
+            return forward(this, input_ids, *args, **kwargs)
+        model.__class__ = type("Limited", (type(model),), dict(forward=limited))
+
+
+@pytest.mark.parametrize("batch,accumulation,most,expected", [
+    (12, 1, 12, (12, 1)), (12, 1, 7, (6, 2)), (3, 4, 5, (4, 3)), (7, 1, 6, (1, 7)),
+    (2, 6, 99, (12, 1)), (1, 1, 1, (1, 1))])
+def test_fit_batch_keeps_the_rows_of_a_step_and_all_else_as_it_was(batch, accumulation, most, expected, tmp_path):
+    model, args = gpt2(dropout=0.5).train(), arguments(tmp_path, batch, accumulation)
+    model.transformer.h[0].eval()
+    memory, before = Memory(model.transformer, most), parameters(model).clone()
+    modes = [m.training for m in model.modules()]
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    fit_batch(model, args, 8)
+    assert (args.per_device_train_batch_size, args.gradient_accumulation_steps) == expected
+    assert memory.asked[-1] == expected[0] and memory.asked == sorted(memory.asked, reverse=True)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(parameters(model), before)
+    assert all(p.grad is None for p in model.parameters()) and "forward" not in vars(model)
+    assert [m.training for m in model.modules()] == modes
+
+
+def test_the_batch_is_fitted_with_the_loss_that_will_be_used(tmp_path, counted):
+    counted(clm_nb.model.loss, "linear_cross_entropy")
+    fit_batch(gpt2(), arguments(tmp_path), 8)
+    assert counted.calls["linear_cross_entropy"] == 1
+
+
+def test_where_not_one_row_fits_it_says_so(tmp_path):
+    model, args = gpt2(), arguments(tmp_path)
+    Memory(model.transformer, 0)
+    with pytest.raises(ValueError, match="one row of 8 tokens"): fit_batch(model, args, 8)
+    assert not model.training and args.per_device_train_batch_size == 12
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_on_a_cpu_the_batch_is_the_one_asked_for(tmp_path, counted):
+    counted(clm_nb.train, "fit_batch")
+    run(tmp_path, gpt2(), max_steps=1)
+    assert not counted.calls
+
+
+def test_no_loss_is_summed_in_fp16(tmp_path):
+    "Where a thousand tokens could overflow"
+    for fp16 in (False, True):
+        args = arguments(tmp_path)
+        args.fp16 = fp16
+        with clm_nb.training.settings.step_loss(gpt2(), args) as fused: assert fused is not fp16
