@@ -16,7 +16,8 @@ from pathlib import Path
 
 from .training.waiting import waiting
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
-from .arguments import PerplexityArguments, about, command_parser, defaults, flag
+from .arguments import PerplexityArguments, about, command_parser, data_source, defaults
+from .arguments import flag
 from .training_commands import demo_command, demo_parser, train_command, train_parser
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
@@ -89,6 +90,9 @@ def perplexity_command(
     own = {f.name: given.pop(f.name, None) for f in fields(PerplexityArguments)}
     if own["text"] is not None and own["baselines"]:
         parser.error("--baselines needs a data set with a training split, not --text")
+    given = data_source(given)
+    if own["text"] is not None and "dataset_name" in given:
+        parser.error("--text and a data set are given. Name one of the two")
     as_json = given.pop("json")
     model, tokenizer = _model(given)
     from clm_nb.core import perplexity, prepare

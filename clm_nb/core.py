@@ -95,11 +95,12 @@ def prepare(
     dataset_revision: str | None = None, # branch, tag or commit of a Hub data set
     token: str | None = None, # Hub token
     ledger: Ledger | None = None, # takes everything down
+    sample_by: str | None = None, # how records of a text end: "line", "paragraph" or "document"
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
-                         dataset_revision, token, dedupe, ledger)
+                         dataset_revision, token, dedupe, ledger, sample_by)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer, token=token)
     documents = flatten(corpus, text_column, explode=explode, ledger=ledger)
@@ -268,6 +269,8 @@ def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
     if isinstance(thing, Path):
         return str(thing)
+    if isinstance(thing, dict) and all(isinstance(part, (str, Path)) for part in thing.values()):
+        return {split: str(part) for split, part in thing.items()}
     return thing if isinstance(thing, str) else None
 
 

@@ -156,7 +156,7 @@ def rows_to_score(
     "The rows to score, after every argument has been checked"
     if hasattr(data, "column_names"):
         check_blocks(model, data, tokenizer, block_size, stride)
-        used = {"input_ids", "attention_mask", "position_ids"}
+        used = {"input_ids", "attention_mask", "position_ids", "labels"}
         return rows_of_blocks(data.select_columns([c for c in data.column_names if c in used]))
     texts = [data] if isinstance(data, str) else data
     texts = list(texts) if isinstance(texts, Iterable) else [None]

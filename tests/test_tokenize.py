@@ -4,7 +4,7 @@ import json
 import numpy as np, pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-import clm_nb.tokenize
+import clm_nb.data.encoders, clm_nb.tokenize
 from clm_nb.tokenize import choose_encoder, tokenizer_json
 from tiny import texts, tokenizer
 
@@ -73,7 +73,7 @@ def test_the_garbage_collector_is_as_it_was():
     for on in (True, False):
         (gc.enable if on else gc.disable)()
         try:
-            with pytest.raises(ZeroDivisionError), clm_nb.tokenize.paused_gc():
+            with pytest.raises(ZeroDivisionError), clm_nb.data.encoders.paused_gc():
                 assert not gc.isenabled()
                 1/0
             assert gc.isenabled() is on

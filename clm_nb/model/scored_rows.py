@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from ..collate import learnt
 from ..data.tokenizer import document_affixes
 from ..tokenize import tokenize_batch, tokenizer_json
 
@@ -70,7 +71,7 @@ def check_mask(
 
 # %% ../../nbs/model/scored_rows.ipynb #c1b581fd
 def rows_of_blocks(
-    blocks: Dataset, # "input_ids"; perhaps "attention_mask" and "position_ids"
+    blocks: Dataset, # "input_ids"; perhaps "attention_mask", "position_ids" and "labels"
 ) -> Iterator[ScoredRow]:
     "Each block, the padding taken off"
     number = 0
@@ -85,6 +86,8 @@ def rows_of_blocks(
             if "position_ids" in rows:
                 positions = np.asarray(rows["position_ids"][i])[mask]
                 counted = positions > 0
+            if "labels" in rows:
+                counted &= learnt(np.asarray(rows["labels"][i])[mask], ids)
             yield ScoredRow(ids, counted, number, positions)
             number += 1
 
