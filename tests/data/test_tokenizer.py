@@ -1,14 +1,15 @@
 "Every id is the tokenizer's own: every family, with tokens added in any order, of any kind"
 import random
 
-import datasets, pyarrow as pa, pytest
+import datasets, pytest
 from datasets import Dataset, DatasetDict
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from clm_nb.data.tokenizer import document_affixes, template_affixes
 from clm_nb.look.loss_map import loss_map
 from clm_nb.perplexity import perplexity
-from clm_nb.tokenize import check_added_ids, tokenize, tokenize_batch, tokenizer_json
+from clm_nb.data.encoders import check_added_ids, tokenizer_json
+from clm_nb.tokenize import tokenize
 import tiny
 
 datasets.disable_progress_bars()
