@@ -209,7 +209,7 @@ def loss_plot(results: dict):
 def write(results: dict, folder: Path):
     "results.json, RESULTS.md and its pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder/"results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (folder/"results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if ratio_rows(results): ratio_plot(results).savefig(folder/"ratios.png", dpi=110)
     if fig := loss_plot(results): fig.savefig(folder/"losses.png", dpi=110)
     (folder/"RESULTS.md").write_text(markdown(results), encoding="utf-8")

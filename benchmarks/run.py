@@ -3,7 +3,7 @@
 Every measurement is a process of its own (`cases.py`) with caches of its own; ours and the peers take turns. RESULTS.md,
 its pictures and results.json come from one run, and only from it. They lie in a folder for each kind of machine: `bf16`
 and `float32` for CPUs with and without bf16, `gpu`."""
-import argparse, json, os, shutil, signal, subprocess, sys, tempfile, time
+import argparse, json, os, shutil, subprocess, sys, tempfile, time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -40,29 +40,36 @@ def own_environment(tmp: Path, cached) -> dict:
     for kind in cached:
         (tmp/"clm_nb").mkdir(exist_ok=True)
         (cache_dir()/kind).mkdir(parents=True, exist_ok=True)
-        (tmp/"clm_nb"/kind).symlink_to(cache_dir()/kind)
+        try: (tmp/"clm_nb"/kind).symlink_to(cache_dir()/kind)
+        except OSError: shutil.copytree(cache_dir()/kind, tmp/"clm_nb"/kind)  # Windows allows no links by default
     (tmp/"tmp").mkdir()
     paths = os.pathsep.join(filter(None, [str(here.parent), os.environ.get("PYTHONPATH")]))
     folders = dict(CLM_NB_CACHE=tmp/"clm_nb", HF_DATASETS_CACHE=tmp/"datasets", TMPDIR=tmp/"tmp", PYTHONPATH=paths)
-    offline = dict(HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+    offline = dict(PYTHONUTF8="1", HF_HUB_OFFLINE="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
     return os.environ | {name: str(folder) for name, folder in folders.items()} | offline
 
 
 def answer(command: list, env: dict, cwd: Path, memory: bool = False) -> dict:
     "The last line of what a process prints, as JSON, with the seconds it lived; a failure is an answer too"
-    with open(cwd/"stderr", "w+") as stderr, open(cwd/"stdout", "w+") as stdout:
+    with open(cwd/"stderr", "w+", encoding="utf-8") as stderr, open(cwd/"stdout", "w+", encoding="utf-8") as stdout:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=env, cwd=cwd, stdout=stdout, stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(command, env=env, cwd=cwd, stdout=stdout, stderr=stderr)
         try:
             peak = peak_memory(process) if memory else {}
             process.wait(limit)
         except subprocess.TimeoutExpired: return dict(error=f"it took more than {limit} s")
         finally:
-            if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None: end(process)
         wall = time.perf_counter() - start
         stderr.seek(0), stdout.seek(0)
         if process.returncode: return dict(error=reason(stderr.read(), process.returncode))
         return json.loads(stdout.read().splitlines()[-1]) | dict(process_seconds=wall) | peak
+
+
+def end(process) -> None:
+    "End a process, and all that it has started"
+    import psutil
+    for one in (*psutil.Process(process.pid).children(recursive=True), process): one.kill()
 
 
 def reason(stderr: str, code: int) -> str:
@@ -227,7 +234,7 @@ groups = dict(preprocessing=preprocessing, training=training, perplexity=perplex
 def machine() -> dict:
     "What the numbers were taken on, and with"
     import platform
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    info = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
     models = (line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
     cpu = next(models, platform.processor())
     said = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout

@@ -23,7 +23,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import clear_cache
+from .data.cache import clear_cache, sweep_cache
 from .data.files import is_path
 from .data.hub import first_line, on_hub
 from .data.python_docs import python_docs
@@ -33,7 +33,7 @@ from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
 from .tokenize import tokenize
 from .flatten import flatten
-from .group import check_grouping, group
+from .group import check_grouping, check_samples, first_blocks, group
 from .collate import BlockRows, CausalCollator
 from .model.model import check_fit, check_isolation, context_length, load_config, load_model
 from .model.metric import Perplexity, perplexity_metric
@@ -44,12 +44,15 @@ from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import training_arguments, training_settings
 from .training.runs import check_output_dir, digest, write_card, write_run
+from .training.hold import check_free, hold
+from .training.resume import find_checkpoint, resume_choice
 from .training.share import check_hub
 from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
+from .training.plan import TrainingPlan
 from .train import embedded_finetuning, embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
@@ -95,10 +98,14 @@ def prepare(
     dataset_revision: str | None = None, # branch, tag or commit of a Hub data set
     token: str | None = None, # Hub token
     ledger: Ledger | None = None, # takes everything down
+    max_train_samples: int | None = None, # keep the first so many blocks to train on; None: all
+    max_eval_samples: int | None = None, # and so many held-out blocks to measure on
     sample_by: str | None = None, # how records of a text end: "line", "paragraph" or "document"
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
+    kept = check_samples(max_train_samples, max_eval_samples)
+    sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
                          dataset_revision, token, dedupe, ledger, sample_by)
     if isinstance(tokenizer, (str, Path)):
@@ -106,8 +113,9 @@ def prepare(
     documents = flatten(corpus, text_column, explode=explode, ledger=ledger)
     tokens = tokenize(documents, tokenizer, add_eos, allow_special, num_proc=num_proc,
                       ledger=ledger)
-    return group(tokens, block_size, remainder, isolate_documents=isolate_documents,
-                 ledger=ledger)
+    blocks = group(tokens, block_size, remainder, isolate_documents=isolate_documents,
+                   ledger=ledger)
+    return first_blocks(blocks, kept, ledger)
 
 # %% ../nbs/09_core.ipynb #91c60e74
 tutorial_choices = dict(add_eos=False, allow_special=True, remainder="batch")
@@ -164,7 +172,10 @@ def settings(self: _Start, given: dict) -> dict:
 def _check_settings(output_dir, resume_from_checkpoint, settings: dict):
     "The `TrainingArguments` of the settings, or an early error"
     check_output_dir(output_dir)
-    args = training_arguments(output_dir, resume_from_checkpoint, **training_settings(**settings))
+    check_free(output_dir)
+    args = training_arguments(output_dir, **training_settings(**settings))
+    if resume_choice(resume_from_checkpoint) is not True:
+        find_checkpoint(output_dir, resume_choice(resume_from_checkpoint))
     if args.push_to_hub:
         check_hub(args.hub_token)
     return args
@@ -228,22 +239,33 @@ def _first_words(held_out, tokenizer, n_tokens: int = 8) -> str:
 def _measure(model, held_out, tokenizer, prompt: str, length: int, seed: int) -> tuple:
     "(perplexity of the held-out blocks, a sample that continues the prompt)"
     figures = perplexity(model, held_out, tokenizer)
-    return figures, generate(model, tokenizer, prompt, length, seed=seed, **sample_options)
+    try:
+        return figures, generate(model, tokenizer, prompt, length, seed=seed, **sample_options)
+    except Exception as error:  # a text is never worth a run
+        return figures, f"{prompt} [no text: {first_line(error)}]"
 
 # %% ../nbs/09_core.ipynb #67597236
-def _measure_and_train(start, tokenizer, blocks, prompt, length, ledger, times, training) -> Run:
-    "Measure, train, measure again; `training` holds more arguments of `train`"
+def _plan(start, tokenizer, blocks, ledger, times, training: dict) -> TrainingPlan:
+    "The model, and what is to be done with it, checked; `training` as from `_training`"
     with times.stage("model", "Loading the model"):
         model = start.make_model(tokenizer)
-    measure = partial(_measure, model, blocks["test"], tokenizer, prompt, length, start.seed)
+    plan = TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
+                        **training)
+    return plan.check()
+
+
+def _measure_and_train(plan: TrainingPlan, prompt: str, length: int, times) -> Run:
+    "Measure, train, measure again"
+    model, tokenizer, held_out = plan.model, plan.tokenizer, plan.blocks["test"]
+    seed = plan.settings.get("seed", 42)
+    measure = partial(_measure, model, held_out, tokenizer, prompt, length, seed)
     with times.stage("before", "Measuring the model before training"):
         before, sample_before = measure()
     with times.stage("training"):
-        trainer = train(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
-                        **training)
+        trainer = plan.carry_out()
     with times.stage("after", "Measuring the model after training"):
         after, sample = measure()
-    return Run(Path(trainer.args.output_dir), model, tokenizer, trainer, blocks, ledger,
+    return Run(Path(trainer.folder), model, tokenizer, trainer, plan.blocks, plan.ledger,
                before, after, prompt, sample_before, sample, times)
 
 # %% ../nbs/09_core.ipynb #410b336e
@@ -259,7 +281,7 @@ def finish(
         write_card(run.output_dir)
         with run.seconds.stage("report", "Writing the report"):
             write_report(run.output_dir, run_views(run, make_base))
-        write_run(run.output_dir, seconds=run.seconds)
+        write_run(run.output_dir, seconds=run.seconds, finished=True)
     if run.trainer.args.push_to_hub:
         run.trainer.push_to_hub()
     return run
@@ -281,12 +303,12 @@ def source(self: _Start) -> dict:
                 tokenizer_name=_named(self.tokenizer_name), revision=self.revision)
 
 # %% ../nbs/09_core.ipynb #4061ffe0
-def _training(args, source: dict, exact_loss: bool, resume_from_checkpoint) -> dict:
-    "Arguments of `train` that are no training arguments"
+def _training(args, source: dict, exact_loss: bool, resume_from_checkpoint, settings) -> dict:
+    "Arguments of a `TrainingPlan`"
     sample_prompt = None if args.fsdp or args.deepspeed else source["prompt"]
     return dict(output_dir=args.output_dir, source=source | dict(exact_loss=exact_loss),
                 exact_loss=exact_loss, resume_from_checkpoint=resume_from_checkpoint,
-                sample_prompt=sample_prompt)
+                sample_prompt=sample_prompt, settings=training_settings(**settings))
 
 # %% ../nbs/09_core.ipynb #8d7e65eb
 def finetune(
@@ -304,10 +326,13 @@ def finetune(
     data: dict | None = None, # more arguments of `prepare`: `split`, `text_column`, `test_size`, …
     as_tutorial: bool = False, # the tutorial's choices: `tutorial_choices`, its labels, its loss
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
+    max_train_samples: int | None = None, # train on the first so many blocks; None: on all
+    max_eval_samples: int | None = None, # and measure on so many held-out blocks
     data_digest: dict | None = None, # {split: `digest`} that the blocks must have
-    resume_from_checkpoint: str | bool | None = None, # a checkpoint, or True for the last one
+    resume_from_checkpoint: str | bool | None = None, # a checkpoint; True: the newest whole one
+    preflight: bool = False, # measure a few steps, and say what the run would need, instead of it
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
-) -> Run:
+) -> Run: # or a `Preflight`
     "Load, flatten, tokenize, group, train, measure and generate, with every object it made"
     start = _Start(*_names(model_name_or_path, config_name, tokenizer_name), revision, token, seed)
     settings = start.settings(training_args)
@@ -315,6 +340,8 @@ def finetune(
     start.pin()
     tokenizer = start.make_tokenizer()
     data = _data_options(dataset_name, data, as_tutorial, token)
+    samples = dict(max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
+    data |= {name: number for name, number in samples.items() if number is not None}
     room = _check_start(start, tokenizer, block_size, prompt or "", data.get("isolate_documents"))
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
     with times.stage("data", "Reading the corpus and cutting it into blocks"):
@@ -324,10 +351,14 @@ def finetune(
     prompt = prompt or _first_words(blocks["test"], tokenizer)
     names = dict(dataset_name=_named(dataset_name), **start.source(), data=data, prompt=prompt,
                  max_new_tokens=max_new_tokens)
-    training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint)
-    run = _measure_and_train(start, tokenizer, blocks, prompt, int(min(max_new_tokens, room - 8)),
-                             ledger, times, training | settings)
-    return finish(run, partial(start.make_model, tokenizer))
+    training = _training(args, names, exact_loss and not as_tutorial, resume_from_checkpoint,
+                         settings)
+    plan = _plan(start, tokenizer, blocks, ledger, times, training)
+    if preflight:
+        return plan.foresee()
+    with hold(args.output_dir, args.process_index == 0):
+        run = _measure_and_train(plan, prompt, int(min(max_new_tokens, room - 8)), times)
+        return finish(run, partial(start.make_model, tokenizer))
 
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:
@@ -338,7 +369,7 @@ def _read_run(path: Path) -> dict:
         raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or "
                                 "its folder.")
     try:
-        run = json.loads(path.read_text())
+        run = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} can't be read as JSON: {first_line(error)}") from error
     missing = {"source", "training_arguments", "block_size", "data"} - set(run)

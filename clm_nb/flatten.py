@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 from datasets.table import InMemoryTable
 from .ledger import Ledger
-from .data.cache import fingerprint, made_by
+from .data.cache import content_key, fingerprint, made_by
 from .data.objects import splits_of
 from .data.split import column_chunks, find_text_column, text_columns
 
@@ -71,7 +71,7 @@ def flatten_split(
         counts.update(numbers)
     table = pa.table({"text": pa.chunked_array(documents, pa.string())})
     versions = made_by("pyarrow")
-    key = fingerprint("flatten", records._fingerprint, column, separator, explode, versions)
+    key = fingerprint("flatten", content_key(records), column, separator, explode, versions)
     return Dataset(InMemoryTable(table), fingerprint=key), dict(counts)
 
 # %% ../nbs/01_flatten.ipynb #15577034

@@ -18,10 +18,12 @@ from queue import SimpleQueue
 from fastcore.basics import patch
 
 from .model.device import grants_bf16, keep_freed_memory
+from .model.causal import check_causal, one_by_one
 from .model.inference import bf16_pays, draw_from_top, draws_quickly
 from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
 from .model.inference import room_works, roomy_cache, with_packed_layers
 from .model.model import evaluating
+from .model.options import cut_behind, prompt_list
 from .model.sampling import check_room, clean_config, left_padded, own_rng, prompt_ids
 
 # %% ../nbs/07_generate.ipynb #4e68432c
@@ -33,9 +35,10 @@ class Job:
         prompts: list[str], # one or more
         **options, # as `clean_config` takes them
     ):
+        check_causal(model)
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.config, self.kwargs = clean_config(model, tokenizer, **options)
-        self.rows = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+        self.prompts, self.rows = prompts, [prompt_ids(tokenizer, prompt) for prompt in prompts]
         self.longest = max(map(len, self.rows))
         self.bf16 = self.packed = self.roomy = False
         check_room(model, self.longest, self.config.max_new_tokens)
@@ -59,7 +62,8 @@ def text(
     "What `new_ids` add to the text of a prompt"
     stop = self.config.eos_token_id or []
     new = list(takewhile(lambda token: token not in stop, new_ids))
-    return self.decode(self.rows[row] + new)[len(self.decode(self.rows[row])):]
+    added = self.decode(self.rows[row] + new)[len(self.decode(self.rows[row])):]
+    return cut_behind(added, self.config.stop_strings)
 
 # %% ../nbs/07_generate.ipynb #73db3dc7
 @patch
@@ -126,6 +130,16 @@ def run(
     ids = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
     return ids[:, inputs["input_ids"].shape[1]:]
 
+
+@patch
+def parts(
+    self: Job,
+) -> list[Job]: # this one, or one for each prompt
+    "The jobs that may run at once"
+    if not one_by_one(self.model, [len(row) for row in self.rows]):
+        return [self]
+    return [Job(self.model, self.tokenizer, [prompt], **self.options) for prompt in self.prompts]
+
 # %% ../nbs/07_generate.ipynb #27173d81
 def generate(
     model, # a causal language model
@@ -143,16 +157,16 @@ def generate(
     **generate_kwargs, # any other field of `GenerationConfig` or argument of `model.generate`
 ) -> str | list[str]: # a text for a text, a list for a list
     "Text that goes on from `prompt`"
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = prompt_list(prompt)
     if not prompts:
         return []
     options = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
                    top_k=top_k, top_p=top_p, num_beams=num_beams)
-    job = Job(model, tokenizer, prompts, **options, **generate_kwargs)
-    job.speed_up(bf16)
+    texts, jobs = [], Job(model, tokenizer, prompts, **options, **generate_kwargs).parts()
     with own_rng(seed), evaluating(model):
-        new = job.run().tolist()
-    texts = [job.text(row, ids) for row, ids in enumerate(new)]
+        for job in jobs:
+            job.speed_up(bf16)
+            texts += [job.text(row, ids) for row, ids in enumerate(job.run().tolist())]
     if return_full_text:
         texts = [start + text for start, text in zip(prompts, texts)]
     return texts[0] if isinstance(prompt, str) else texts
@@ -195,7 +209,11 @@ def next_token(
     "Ask for one token and wait for it; an error in the thread is raised here"
     with turn():
         self.asked.put(True)
-        given = self.given.get()
+        try:
+            given = self.given.get()
+        except KeyboardInterrupt:
+            self.given.get()  # the token under way draws from a random state that is put back next
+            raise
     if isinstance(given, BaseException):
         raise given
     return given
@@ -227,7 +245,7 @@ def text_pieces(
     with closing(tokens):
         next(tokens)  # model.generate hands the prompt to its streamer first
         for token in tokens:
-            ids += token.tolist()
+            ids += token.flatten().tolist()
             text = job.text(0, ids).rstrip("\ufffd")
             if len(text) > sent:
                 yield text[sent:]
@@ -251,6 +269,7 @@ def stream(
 ) -> Iterator[str]: # close it, or just stop reading, and the model stops
     "The continuation of `prompt` piece by piece, each as soon as it is made"
     if not isinstance(prompt, str):
+        prompt_list(prompt)
         kind = type(prompt).__name__
         raise ValueError(f"prompt is a {kind}. One text can be streamed at a time.")
     if generate_kwargs.pop("num_beams", 1) != 1:

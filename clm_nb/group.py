@@ -6,11 +6,10 @@ Docs: https://clm-nb.github.io/clm_nb/group.html.md"""
 
 # %% auto #0
 __all__ = ['document_batches', 'ids_end_to_end', 'stream_blocks', 'block_features', 'fill_blocks', 'block_rows', 'write_blocks',
-           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'group_batch', 'blocks_by_batch',
-           'token_positions', 'positions_in_block']
+           'count_blocks', 'check_grouping', 'cached_blocks', 'group', 'check_samples', 'first_blocks', 'group_batch',
+           'blocks_by_batch', 'token_positions', 'positions_in_block']
 
 # %% ../nbs/03_group.ipynb #imports
-import os
 from collections.abc import Iterable, Iterator
 from itertools import repeat
 from pathlib import Path
@@ -20,8 +19,10 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
+from .data.cache import write_stream
 from .data.objects import check_ids, splits_of
+from .data.processes import processes
 from .tokenize import list_length
 
 # %% ../nbs/03_group.ipynb #89aaa330
@@ -116,16 +117,11 @@ def write_blocks(
         positions = map(token_positions, document_batches(split))
         positions_stream = stream_blocks(positions, block_size)
 
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with (pa.OSFile(str(unfinished), "wb") as file,
-              pa.ipc.new_stream(file, features.arrow_schema) as writer):
-            for ids, positions in zip(ids_stream, positions_stream):
-                if len(ids) >= block_size or pad_token_id is not None:
-                    writer.write_batch(block_rows(features, ids, positions, pad_token_id or 0))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    batches = (block_rows(features, ids, positions, pad_token_id or 0)
+               for ids, positions in zip(ids_stream, positions_stream)
+               if len(ids) >= block_size or pad_token_id is not None)
+    write_stream(path, features.arrow_schema, batches)
+
 
 # %% ../nbs/03_group.ipynb #cdaa8739
 def count_blocks(
@@ -165,11 +161,13 @@ def cached_blocks(
 ) -> Dataset: # a row for each block, memory-mapped
     "The blocks of a split, from the cache if they are there"
     options = block_size, pad_token_id, isolate_documents
-    key = fingerprint("group", split._fingerprint, *options, made_by("pyarrow"))
-    path = cache_folder("blocks")/f"{key}.arrow"
-    if not path.exists():
-        write_blocks(split, path, block_size, pad_token_id, isolate_documents)
-    return from_cache(path)
+    key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
+
+    def make(folder):
+        write_blocks(split, folder/f"{key}.arrow", *options)
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+
 
 # %% ../nbs/03_group.ipynb #93ed74a5
 @few_lines()
@@ -205,6 +203,33 @@ def group(
             ledger.add("group", name, **counts)
     return blocks
 
+# %% ../nbs/03_group.ipynb #20cfa463
+def check_samples(
+    max_train_samples: int | None, # blocks to train on; None: all
+    max_eval_samples: int | None, # blocks to measure on; None: all
+) -> dict: # split → how many blocks
+    "How many blocks to keep; `ValueError` for what is no number of blocks"
+    kept = {"train": max_train_samples, "test": max_eval_samples}
+    for name, number in zip(("max_train_samples", "max_eval_samples"), kept.values()):
+        if number is not None and number < 1:
+            raise ValueError(f"{name}={number} keeps no block. Use 1 or more, or leave it out.")
+    return {split: number for split, number in kept.items() if number is not None}
+
+
+def first_blocks(
+    blocks, # `DatasetDict` of blocks
+    kept: dict, # from `check_samples`
+    ledger: Ledger | None = None, # takes down what was left out
+): # `DatasetDict`
+    "The first blocks of each split, as many as are kept"
+    for split, number in kept.items():
+        every = len(blocks[split])
+        if number < every:
+            blocks[split] = blocks[split].select(range(number))
+            if ledger is not None:
+                ledger.add("keep", split, blocks=every, kept=number, left_out=every - number)
+    return blocks
+
 # %% ../nbs/03_group.ipynb #be09666f
 def group_batch(
     batch: pa.Table, # with a column "input_ids", lists of int32
@@ -225,13 +250,18 @@ def blocks_by_batch(
 ) -> Dataset: # a row for each block
     "The blocks of a split, each batch of documents cut by itself"
     versions = made_by("datasets", "pyarrow")
-    key = fingerprint("group_batch", split._fingerprint, block_size, batch_size, num_proc, versions)
-    path = cache_folder("blocks")/f"{key}.arrow"
-    blocks = split.with_format("arrow").map(
-        group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
-        fn_kwargs={"block_size": block_size}, features=split.features,
-        new_fingerprint=key, cache_file_name=str(path), desc="Grouping")
-    return blocks.with_format(None)
+    key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
+                      versions)
+
+    def make(folder):
+        with processes(num_proc):
+            split.with_format("arrow").map(
+                group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
+                fn_kwargs={"block_size": block_size}, features=split.features,
+                new_fingerprint=key, cache_file_name=str(folder/f"{key}.arrow"), desc="Grouping")
+
+    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
+
 
 # %% ../nbs/03_group.ipynb #872ffedc
 def token_positions(

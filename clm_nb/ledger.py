@@ -99,6 +99,7 @@ stage_balances = {
     "flatten": ("texts", ("documents", "dropped_empty", "dropped_missing")),
     "tokenize": ("tokens", ("text_tokens", "special_tokens")),
     "group": ("tokens", ("tokens_in_blocks", "dropped_remainder")),
+    "keep": ("blocks", ("kept", "left_out")),
 }
 
 # %% ../nbs/ledger.ipynb #16eb2970

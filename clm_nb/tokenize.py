@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/tokenize.html.md"""
 
 # %% auto #0
 __all__ = ['add_affixes', 'tokenize_batch', 'sample_texts', 'encoded_ids', 'own_ids', 'first_difference', 'added_token_texts',
-           'choose_encoder', 'serving_encoder', 'tokenize_split', 'list_length', 'tokenize']
+           'choose_encoder', 'quick_encoder', 'serving_encoder', 'tokenize_split', 'list_length', 'tokenize']
 
 # %% ../nbs/02_tokenize.ipynb #imports
 import logging
@@ -16,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
-from tokenizers import Tokenizer
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import cache_folder, fingerprint, from_cache, made_by
+from .probe import tell, trouble, untested
+from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
+from .data.processes import processes
 from .data.hub import first_line
 from .data.objects import check_texts, splits_of
 from .data.tokenizer import check_tokenizer, document_affixes
-from .data.encoders import encode_function, spec_parts, tokenizer_json
+from .data.encoders import cut_json, encode_function, tokenizer_json
 
 _log = logging.getLogger("clm_nb")
 
@@ -113,7 +114,7 @@ def added_token_texts(
     spec: str, # `tokenizer_json` of a tokenizer
 ) -> list[str]: # two for each token
     "Texts that spell the added tokens: by themselves, between blanks, inside a word"
-    added = spec_parts(spec)[0]["added_tokens"]
+    added = cut_json(spec)[0]["added_tokens"]
     ordinary = [token["content"] for token in added if not token["special"]]
     return [text for t in ordinary for text in (f"{t}{t} {t}  x", f"a{t}b  {t}  b {t}")]
 
@@ -142,6 +143,20 @@ def choose_encoder(
                            "Use encoder='tokenizers', and please report this text.")
     return "gigatoken"
 
+# %% ../nbs/02_tokenize.ipynb #21c3c475
+def quick_encoder(
+    spec: str, # `tokenizer_json` of the tokenizer
+    sample: list[str], # texts to compare on
+    tokenizer, # the tokenizer itself
+) -> str: # "gigatoken" or "tokenizers"
+    "The fastest encoder that gives the right ids; says so where it isn't the fastest of all"
+    chosen = []
+    reason = trouble(lambda: chosen.append(choose_encoder(spec, sample, tokenizer)) is None)
+    if reason:
+        note = untested("gigatoken", "tokenizers")
+        tell(f"Encoding takes longer, with tokenizers: gigatoken {reason}. {note}".rstrip())
+    return chosen[0] if chosen else "tokenizers"
+
 # %% ../nbs/02_tokenize.ipynb #82819e51
 def serving_encoder(
     encoder: str, # "gigatoken", "tokenizers" or "auto"
@@ -152,10 +167,12 @@ def serving_encoder(
     "The encoder to use; `ValueError` where the one that is named doesn't serve the tokenizer"
     if encoder == "tokenizers":
         return encoder
-    chosen = choose_encoder(spec, sample_texts(documents), tokenizer)
-    if encoder == "gigatoken" and chosen != encoder:
+    sample = sample_texts(documents)
+    if encoder == "auto":
+        return quick_encoder(spec, sample, tokenizer)
+    if choose_encoder(spec, sample, tokenizer) != encoder:
         raise ValueError("encoder='gigatoken' doesn't serve this tokenizer. Use encoder='auto'.")
-    return chosen
+    return encoder
 
 # %% ../nbs/02_tokenize.ipynb #2ac6f391
 def tokenize_split(
@@ -166,10 +183,12 @@ def tokenize_split(
     num_proc: int | None = None, # processes
 ) -> Dataset: # with the single column "input_ids"
     "The token ids of every document of a split, written to a file"
-    tokens = documents.with_format("arrow").map(
-        tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
-        remove_columns=documents.column_names, features=Features(input_ids=List(Value("int32"))),
-        new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
+    with processes(num_proc):
+        tokens = documents.with_format("arrow").map(
+            tokenize_batch, batched=True, batch_size=batch_size, num_proc=num_proc, fn_kwargs=how,
+            remove_columns=documents.column_names,
+            features=Features(input_ids=List(Value("int32"))),
+            new_fingerprint=path.stem, cache_file_name=str(path), desc="Tokenizing")
     return Dataset(tokens.data, fingerprint=path.stem)
 
 # %% ../nbs/02_tokenize.ipynb #9ec84b74
@@ -203,15 +222,16 @@ def tokenize(
     spec = tokenizer_json(tokenizer, allow_special)
     versions = made_by("datasets", "gigatoken", "pyarrow", "tokenizers")
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
-    tokens, chosen = DatasetDict(), None
+    tokens = DatasetDict()
     for name, split in documents.items():
-        path = cache_folder("tokens")/f"{fingerprint(how_key, split._fingerprint)}.arrow"
-        if path.exists():
-            tokens[name] = from_cache(path)
-        else:
-            chosen = chosen or serving_encoder(encoder, spec, documents, tokenizer)
+        key = fingerprint(how_key, content_key(split))
+
+        def make(folder, split=split, key=key):
+            chosen = serving_encoder(encoder, spec, documents, tokenizer)
             how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
-            tokens[name] = tokenize_split(split, path, how, batch_size, num_proc)
+            tokenize_split(split, folder/f"{key}.arrow", how, batch_size, num_proc)
+
+        tokens[name] = from_cache(made_once("tokens", key, make)/f"{key}.arrow")
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

@@ -42,6 +42,12 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from_run", **absent,
                         help="repeat the run that this run.json tells of, into RUN-again; other "
                              "flags change it")
+    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
+                        **absent, help="go on from the newest whole checkpoint of output_dir; begin "
+                                       "where there is none yet")
+    parser.add_argument("--preflight", action="store_true", **absent,
+                        help="measure a few steps, say how much memory, disk and time the run "
+                             "would need, and stop")
     parser.add_argument("--help_training", action="store_true", help="list the training arguments")
     return parser
 
@@ -72,8 +78,17 @@ def _again(run_json: str, changes: dict) -> dict:
     return run | dict(output_dir=f"{folder}-again") | changes | dict(data=data)
 
 # %% ../nbs/training_commands.ipynb #70daeee8
-def _tell(run) -> None:
-    "Print a run, once, and end with the other processes of it"
+def _tell(finetune, **given) -> None:
+    "Fine-tune, print the run, once, and end with the other processes of it"
+    from clm_nb.training.resume import RunFinished
+    try:
+        run = finetune(**given)
+    except RunFinished as finished:
+        print(finished)
+        return
+    if given.get("preflight"):
+        print(run)
+        return
     if run.trainer.is_world_process_zero():
         print(run)
     run.trainer.end_processes()
@@ -89,7 +104,7 @@ def train_command(
     if "from_run" in given:
         given = _again(given.pop("from_run"), given)
     from clm_nb.core import finetune
-    _tell(finetune(**given))
+    _tell(finetune, **given)
 
 # %% ../nbs/training_commands.ipynb #1d5516cd
 def demo_parser() -> argparse.ArgumentParser:
@@ -97,6 +112,8 @@ def demo_parser() -> argparse.ArgumentParser:
     parser = command_parser("demo", about["demo"])
     parser.add_argument("--output_dir", default="runs/demo",
                         help="the run folder (default: %(default)s)")
+    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
+                        help="go on where the demo was interrupted")
     return parser
 
 
@@ -106,4 +123,4 @@ def demo_command(
     "Fine-tune the embedded model, and print the run"
     given = demo_parser().parse_args(argv)
     from clm_nb.core import finetune
-    _tell(finetune(output_dir=given.output_dir, prompt='The "with" statement'))
+    _tell(finetune, prompt='The "with" statement', **vars(given))

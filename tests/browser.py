@@ -110,7 +110,7 @@ def settings_of(folder: Path) -> dict:
     for name, values in chosen.items():
         file = folder/"settings"/"@jupyterlab"/f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(values))
+        file.write_text(json.dumps(values), encoding="utf-8")
     return {name: str(folder/part) for name, part in parts.items()}
 
 
@@ -124,11 +124,11 @@ class Jupyter:
         argv = ["--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={self.port}", "--ServerApp.port_retries=0",
                 f"--IdentityProvider.token={self.token}", f"--ServerApp.root_dir={self.work}", "--ServerApp.allow_root=True",
                 "--LabApp.extension_manager=readonly", "--expose-app-in-browser", "--ServerApp.log_level=ERROR"]
-        with open(self.folder/"server.log", "w") as log:
+        with open(self.folder/"server.log", "w", encoding="utf-8") as log:
             self.process = subprocess.Popen([sys.executable, "-m", module, *argv], stdout=log, stderr=log,
                                             env=os.environ | settings_of(self.folder))
         try: answers(f"http://127.0.0.1:{self.port}/api?token={self.token}", self.process)
-        except RuntimeError as e: raise RuntimeError((self.folder/"server.log").read_text()[-2000:]) from e
+        except RuntimeError as e: raise RuntimeError((self.folder/"server.log").read_text(encoding="utf-8")[-2000:]) from e
 
     def __enter__(self): return self
 

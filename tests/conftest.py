@@ -5,14 +5,24 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
-import socket, subprocess, sys
+import socket, subprocess, sys, warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 
+# With PYTHONWARNDEFAULTENCODING=1, which tools/do.py sets: our text never depends on the machine's code page.
+warnings.filterwarnings("ignore", category=EncodingWarning)
+warnings.filterwarnings("error", category=EncodingWarning, module=r"clm_nb(\..*)?$")
+
 environ = os.environ
+
+
+@pytest.fixture(autouse=True, scope="session")
+def others_say_nothing_of_encodings():
+    "The processes that a test starts print what users see"
+    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +41,22 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path/"datasets_cache"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path/"datasets_cache")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def asked_before(tmp_path_factory):
+    "What is tried once in a process isn't tried in the middle of a test that counts calls or watches numbers"
+    trial, trainer = (sys.modules.get(f"clm_nb.training.{name}") for name in ("trial", "trainer"))
+    if not trial or not trainer or trial in asked: return
+    from transformers import TrainingArguments
+    from clm_nb.model.device import hardware_has_bf16
+    for bf16 in {False, hardware_has_bf16("cpu")}:
+        folder = tmp_path_factory.mktemp("trial")
+        trial.counting_works(trainer.CausalTrainer, TrainingArguments(folder, use_cpu=True, report_to="none", bf16=bf16))
+    asked.append(trial)
+
+
+asked = []
 
 
 @pytest.fixture
@@ -60,6 +86,12 @@ def answer(process) -> str:
     out, err = process.communicate()
     assert process.returncode == 0, err
     return out
+
+
+def link(path, target):
+    "A symbolic link; the test is skipped where nobody may make one, as on Windows by default"
+    try: path.symlink_to(target)
+    except OSError: pytest.skip("no symbolic links here")
 
 
 def ranks(n: int) -> list[dict]:

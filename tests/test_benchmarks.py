@@ -114,7 +114,7 @@ def test_every_group_ends_in_the_report(monkeypatch, tmp_path, capsys):
     assert text.startswith(report.header) and all(f"## {name.capitalize()}" in text for name in run.groups)
     assert "not run: ModuleNotFoundError: No module named 'trl'" in text
     assert "nan" not in text and "| 25.0 s | 0.5 s | **50.0x** | ≥ 40x | yes |" in text
-    assert text == report.markdown(json.loads((tmp_path/"results.json").read_text()))
+    assert text == report.markdown(json.loads((tmp_path/"results.json").read_bytes()))
     assert all((tmp_path/name).read_bytes().startswith(b"\x89PNG") for name in ("ratios.png", "losses.png"))
 
 
@@ -137,6 +137,6 @@ def test_what_a_row_says():
 @pytest.mark.parametrize("kind", ["bf16", "float32"])
 def test_results_are_what_was_measured(kind):
     folder = root/"benchmarks"/kind
-    results = json.loads((folder/"results.json").read_text())
+    results = json.loads((folder/"results.json").read_bytes())
     assert results["machine"]["kind"] == kind
     assert (folder/"RESULTS.md").read_text(encoding="utf-8") == report.markdown(results), "run `make bench`"

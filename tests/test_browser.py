@@ -211,11 +211,11 @@ def served(folder, *flags):
     "`clm_nb app` in a process of its own, with the address that it prints"
     code = "import sys; from clm_nb.cli import main; sys.exit(main(sys.argv[1:]))"
     argv = [sys.executable, "-c", code, "app", "--model", str(folder), *flags]
-    with open(Path(folder).parent/"app.err", "w+") as errors:
+    with open(Path(folder).parent/"app.err", "w+", encoding="utf-8") as errors:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
         line = process.stdout.readline()
         process.address = next(iter(re.findall(r"http://127\.0\.0\.1:\d+/", line)), None)
-        assert process.address, Path(errors.name).read_text()
+        assert process.address, Path(errors.name).read_text(encoding="utf-8")
         try: yield process
         finally:
             left = descendants(process) if process.poll() is None else []
@@ -230,7 +230,7 @@ def run_folder(tmp_path):
         tiny.gpt2(n_head=4 if name == "base" else 2).save_pretrained(tmp_path/name)
         tiny.tokenizer().save_pretrained(tmp_path/name)
     source = dict(source=dict(model_name_or_path=str(tmp_path/"base")))
-    (tmp_path/"run"/"run.json").write_text(json.dumps(source))
+    (tmp_path/"run"/"run.json").write_text(json.dumps(source), encoding="utf-8")
     return tmp_path/"run"
 
 

@@ -3,6 +3,7 @@ import json, os, re, socket, subprocess, sys, time
 from pathlib import Path
 
 import pytest
+from clm_nb.probe import tested
 from conftest import answer, python, ranks
 import tiny
 
@@ -19,16 +20,16 @@ def folder(tmp_path, cache, monkeypatch):
     answers = lambda i: {"text": [f"{s} {i}" for s in sentences], "score": [1, 2, 3]}
     records = [{"q_id": str(i), "title": f"Question {i}", "answers": answers(i)}
                for i in range(80)]
-    Path("corpus.json").write_text(json.dumps(records))
+    Path("corpus.json").write_text(json.dumps(records), encoding="utf-8")
     tiny.tokenizer().save_pretrained("tokenizer")
     tiny.gpt2().config.save_pretrained("config")
     tiny.gpt2().save_pretrained("model")
     tiny.tokenizer().save_pretrained("model")
     Path("empty.txt").touch()
-    Path("blank.txt").write_text("\n \n")
-    Path("half.yaml").write_text("learning_rate: [1")
-    Path("list.yaml").write_text("- learning_rate")
-    Path("unknown.yaml").write_text("no_such_flag: 3")
+    Path("blank.txt").write_text("\n \n", encoding="utf-8")
+    Path("half.yaml").write_text("learning_rate: [1", encoding="utf-8")
+    Path("list.yaml").write_text("- learning_rate", encoding="utf-8")
+    Path("unknown.yaml").write_text("no_such_flag: 3", encoding="utf-8")
     return folder
 
 
@@ -84,7 +85,9 @@ def test_the_command_is_main(way, tmp_path):
     env = os.environ | dict(PYTHONPATH=str(Path(clm_nb.__file__).parents[1]), HF_HOME=str(tmp_path))
     ask = lambda *argv: subprocess.run([*ways[way], *argv], capture_output=True, text=True, cwd=tmp_path, env=env)
     done = ask("--version")
-    assert (done.returncode, done.stdout.strip()) == (0, clm_nb.__version__)
+    told = done.stdout.splitlines()
+    assert (done.returncode, told[0]) == (0, f"clm_nb {clm_nb.__version__}") and told[-1].startswith("computes on ")
+    assert [line.split()[0] for line in told[1:-1]] == ["Python", *tested]
     done = ask("train", "no_such.yaml", "--max_steps", "3")
     told = [line for line in done.stderr.splitlines() if line.startswith("clm_nb: ")]
     assert done.returncode == 1 and len(told) == 1 and told[0].startswith("clm_nb: no_such.yaml is not a file")
@@ -116,6 +119,10 @@ wrong = {
     "--isolate_documents --remainder batch": "not the tutorial's way", "--dataset_config_name small": "no configuration 'small'",
     "--isolate_documents --as_tutorial": "not the tutorial's way", "--as_tutorial maybe": "neither true nor false",
     "--dataset_name": "expected one argument",
+    "--warmup_ratio 0.1": "Use warmup_steps", "--no_cuda": "Use use_cpu", "--learning_rat 1": "Do you mean learning_rate",
+    "--preprocessing_num_workers 2": "Use num_proc", "--evaluation_strategy no": "Use eval_strategy",
+    "--max_grad_norm None": "use 0 for no clipping", "--optim adamw_hf": "Use adamw_torch",
+    "--optim_args betas=(0.5,0.9)": "adam_beta1= and adam_beta2=",
 }
 
 
@@ -179,7 +186,7 @@ def test_from_a_data_file_to_generated_text(run, folder, cache):
     assert status == 0 and "Traceback" not in err
     for part in ("Perplexity of the held-out blocks", "dropped remainder", "The quick", "Run folder: out"):
         assert part in out
-    found = json.loads(Path("out/run.json").read_text())
+    found = json.loads(Path("out/run.json").read_bytes())
     evals = [log["eval_loss"] for log in found["log_history"] if "eval_loss" in log]
     assert (found["status"], found["steps"], found["block_size"], len(evals)) == ("trained", 6, 16, 2)
     assert [sample["step"] for sample in found["samples_by_step"]] == [3, 6]
@@ -217,7 +224,7 @@ def test_from_a_data_file_to_generated_text(run, folder, cache):
     again = {k: found[k] for k in ("ledger", "data", "after")}
     assert run(*scratch, *flags.split(), "--prompt", "The quick", "--max_new_tokens", "8")[0] == 0
     assert {p: time for p, time in listing(cache).items() if p.suffix == ".arrow"} == before and len(before) == 4
-    assert {k: v for k, v in json.loads(Path("out/run.json").read_text()).items() if k in again} == again
+    assert {k: v for k, v in json.loads(Path("out/run.json").read_bytes()).items() if k in again} == again
 
 
 def yaml(arguments): return "\n".join(f"{name}: {json.dumps(value)}" for name, value in arguments.items())
@@ -229,9 +236,9 @@ def test_a_file_of_arguments_and_a_flag_that_overrides_it(write, name, run, fold
     arguments |= dict(block_size=16, max_steps=3, learning_rate=1e-3, eval_strategy="no", save_strategy="no",
                       explode=True, max_new_tokens=5,
                       prompt="The \"quick\" fox: no", seed=3, lr_scheduler_kwargs=None, bf16=False)
-    Path("arguments-" + name).write_text(write(arguments))
+    Path("arguments-" + name).write_text(write(arguments), encoding="utf-8")
     assert run("train", "arguments-" + name, "--learning_rate", "5e-4", "--max_steps=2")[0] == 0
-    found = json.loads(Path("out/run.json").read_text())
+    found = json.loads(Path("out/run.json").read_bytes())
     settings = found["training_arguments"]
     assert (settings["learning_rate"], settings["max_steps"], found["steps"], found["seed"]) == (5e-4, 2, 2, 3)
     assert (settings["eval_strategy"], settings["bf16"]) == ("no", False)
@@ -243,7 +250,7 @@ tune = "--dataset_name corpus.json --model_name_or_path model --block_size 16 --
 
 
 def losses(folder):
-    return [{k: v for k, v in log.items() if "loss" in k} for log in json.loads((folder/"run.json").read_text())["log_history"]]
+    return [{k: v for k, v in log.items() if "loss" in k} for log in json.loads((folder/"run.json").read_bytes())["log_history"]]
 
 
 def test_a_run_is_repeated_from_its_run_json_alone(run, folder, cache):
@@ -254,13 +261,13 @@ def test_a_run_is_repeated_from_its_run_json_alone(run, folder, cache):
     assert run("train", *tune, *flags, "--output_dir", first)[0] == 0
     again = folder/"run.v1-again"
     assert run("train", "--from_run", first)[0] == 0
-    told, repeated = (json.loads((f/"run.json").read_text()) for f in (first, again))
+    told, repeated = (json.loads((f/"run.json").read_bytes()) for f in (first, again))
     assert losses(first) == losses(again) and len(losses(first)) > 3
     for key in ("source", "training_arguments", "data", "ledger", "before", "after", "samples"): assert told[key] == repeated[key], key
     assert run("train", "--from_run", first/"run.json", "--seed", "8", "--output_dir", folder/"other")[0] == 0
     assert losses(folder/"other") != losses(first) and len(losses(folder/"other")) == len(losses(first))
     data = Path(told["source"]["dataset_name"])
-    data.write_text(data.read_text().replace("fox", "cat"))
+    data.write_text(data.read_text(encoding="utf-8").replace("fox", "cat"), encoding="utf-8")
     status, out, err = run("train", "--from_run", first, "--output_dir", folder/"changed")
     assert status == 1 and "blocks are not those of the run to be repeated" in err and err.count("\n") == 1
     assert not (folder/"changed").exists()
@@ -275,14 +282,14 @@ def test_two_processes_make_one_run(run, folder, cache):
     flags += ["--per_device_train_batch_size", "4", "--output_dir", "two"]
     first, second = [answer(worker) for worker in [python(code, "train", *flags, **env) for env in ranks(2)]]
     assert "Run folder: two" in first and not second
-    one, two = (json.loads((folder/name/"run.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((folder/name/"run.json").read_bytes()) for name in ("one", "two"))
     assert two["status"] == "trained" and two["after"]["loss"] == pytest.approx(one["after"]["loss"], abs=1e-4)
-    for a, b in zip(losses(folder/"one"), losses(folder/"two")): assert a == pytest.approx(b, abs=1e-4)
+    for a, b in zip(losses(folder/"one"), losses(folder/"two"), strict=True): assert a == pytest.approx(b, abs=1e-4)
 
 
 @pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])
 def test_a_run_json_that_tells_nothing_is_one_clear_line(content, message, run, folder):
-    if content: (folder/"run.json").write_text(content)
+    if content: (folder/"run.json").write_text(content, encoding="utf-8")
     status, out, err = run("train", "--from_run", folder/"run.json")
     assert status == 1 and message in err and err.count("\n") == 1
 
@@ -292,7 +299,7 @@ def test_perplexity_beside_baselines(run, folder, cache):
     status, out, err = run("perplexity", "--model_name_or_path", folder/"run", "--baselines", "--json")
     table = json.loads(out)
     assert status == 0 and list(table) == ["uniform", "unigram", "2-gram", "3-gram", "5-gram", "before training", "this model"]
-    told = json.loads((folder/"run/run.json").read_text())
+    told = json.loads((folder/"run/run.json").read_bytes())
     assert (table["before training"], table["this model"]) == (told["before"], told["after"])
     assert len({p["tokens"] for p in table.values()}) == 1 and table["uniform"]["perplexity"] == pytest.approx(len(tiny.tokenizer()))
     other = run("perplexity", "--model_name_or_path", folder/"run", "--baselines", "--block_size", "8")[1]
@@ -314,6 +321,6 @@ def test_real_questions_and_the_real_gpt2_tokenizer(run, folder):
              "--learning_rate=1e-2",
              "--eval_strategy=steps", "--eval_steps=3", "--output_dir=out", "--max_new_tokens=5"]
     assert run("train", *flags)[0] == 0
-    history = json.loads(Path("out/run.json").read_text())["log_history"]
+    history = json.loads(Path("out/run.json").read_bytes())["log_history"]
     evals = [log["eval_loss"] for log in history if "eval_loss" in log]
     assert evals[1] < evals[0] < 12

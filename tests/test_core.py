@@ -9,7 +9,7 @@ def test_the_face_is_literal_short_and_whole():
     "Tools read `__all__` without running the module"
     import ast
     core = import_module("clm_nb.core")
-    tree = ast.parse((root/"clm_nb/core.py").read_text())
+    tree = ast.parse((root/"clm_nb/core.py").read_text(encoding="utf-8"))
     [literal] = [ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"]
     assert literal == core.__all__ and len(set(literal)) == len(literal) and 40 <= len(literal) <= 65
     for name in literal: assert getattr(core, name) is not None
@@ -36,7 +36,7 @@ def test_a_repeated_run_is_not_pushed_again(tmp_path):
     from clm_nb.core import run_arguments
     told = dict(push_to_hub=True, hub_model_id="me/run", hub_strategy="every_save", learning_rate=1e-3)
     run = dict(source=dict(dataset_name="python-docs"), training_arguments=told, block_size=16, data={})
-    (tmp_path/"run.json").write_text(json.dumps(run))
+    (tmp_path/"run.json").write_text(json.dumps(run), encoding="utf-8")
     assert run_arguments(tmp_path) == dict(dataset_name="python-docs", learning_rate=1e-3, block_size=16, data_digest={})
 
 

@@ -68,6 +68,70 @@ def test_api_pages_are_filled_in(anchors):
     assert not missing, f"no documentation on the page for {missing}"
 
 
+# Entries for functions and classes
+
+def fake_entry(name, line, signature="def f():", module="clm_nb/data/leaks"):
+    "A cell as nbdev makes one for a function or class"
+    source = f"[source](https://github.com/clm-nb/clm_nb/blob/main/{module}.py#L{line})"
+    text = f"---\n\n{source}\n\n### {name}\n\n```python\n{signature}\n```\n\n*What it is*"
+    output = nbformat.v4.new_output("display_data", {"text/markdown": text})
+    return nbformat.v4.new_code_cell(f"#| echo: false\nshow_doc({name})", outputs=[output])
+
+
+def test_entries_stand_before_their_source_in_its_order():
+    code = nbformat.v4.new_code_cell("#| exports: true\nclass Leak: pass\ndef jaccard(a, b): return 1")
+    prose = nbformat.v4.new_markdown_cell("And now another.")
+    cells = [fake_entry("jaccard", 75), code, fake_entry("Leak", 41), fake_entry("Leakage.__repr__", 80), prose,
+             fake_entry("shingles", 31)]
+    found = docs.api.in_order(cells)
+    assert [docs.api.name(c) for c in found if docs.api.is_entry(c)] == ["Leak", "jaccard", "shingles"]
+    assert found[2] is code and found[3] is prose
+    signed = ["```python" in docs.api.markdown(c) for c in found if docs.api.is_entry(c)]
+    assert signed == [False, False, True], "only the last has its source out of sight"
+
+
+def test_a_class_is_shown_as_a_class_with_its_fields():
+    from clm_nb.data.leaks import Leak
+    from clm_nb.ledger import Ledger
+    shown = docs.api.as_class(docs.api.markdown(fake_entry("Leak", 75, "def Leak(\n    *args, **kwargs\n):")), Leak)
+    assert "class Leak(NamedTuple):\n    test: int #" in shown and "*args" not in shown
+    shown = docs.api.as_class(docs.api.markdown(fake_entry("Ledger", 1, "def Ledger(\n    entries=None\n):")), Ledger)
+    assert "```python\nclass Ledger(\n    entries=None" in shown
+
+
+def test_names_that_differ_in_case_have_anchors_of_their_own():
+    site = "https://clm-nb.github.io/clm_nb/data/leaks.html#leakage"
+    text = f"## [`leakage`]({site})\n\n[`leakage`]({site}), [`Leakage`]({site}), [`clm_nb.data.leaks.Leakage`]({site})"
+    prose = nbformat.v4.new_markdown_cell(text)
+    nb = nbformat.v4.new_notebook(cells=[fake_entry("Leakage", 85), fake_entry("leakage", 114, "def leakage(a:__main__.Leak):"), prose])
+    docs.api.mend({"data/leaks.html": nb})
+    upper, lower = map(docs.api.markdown, nb.cells[:2])
+    assert "### Leakage {#class-leakage}" in upper and "### leakage\n" in lower and "__main__" not in lower
+    heading, links = prose.source.split("\n\n")
+    assert heading == "## `leakage` {#about-leakage}"
+    assert [o.partition("#")[2] for o in re.findall(r"\(([^)]*)\)", links)] == ["leakage", "class-leakage", "class-leakage"]
+
+
+def test_nbdev_leaves_what_was_mended(built):
+    "nbdev-docs processes a notebook again only where it is newer than what lies in _proc"
+    processed = [built/"_proc"/nb for nb in notebooks]
+    before = [p.read_bytes() for p in processed]
+    again = "from nbdev.serve import proc_nbs; proc_nbs(n_workers=0)"
+    done = subprocess.run([sys.executable, "-c", again], cwd=built, capture_output=True, text=True)
+    assert done.returncode == 0 and [p.read_bytes() for p in processed] == before, done.stderr
+
+
+@every_notebook
+def test_no_entry_repeats_its_source_or_speaks_of_main(nb, pages):
+    cells = pages[nb].cells
+    entries = [(c, after) for c, after in zip(cells, cells[1:]) if docs.api.is_entry(c)]
+    for cell, after in entries:
+        assert "__main__" not in docs.api.markdown(cell) and not re.search(r"(^|\.)_", docs.api.name(cell))
+        if "#| exports" in after.source: assert "```python" not in docs.api.markdown(cell)
+    lines = [(docs.api.line(c), docs.api.line(after)) for c, after in entries if docs.api.is_entry(after)]
+    assert all(before <= after for before, after in lines), lines
+
+
 @every_notebook
 def test_show_doc_has_output(nb, pages):
     for cell in pages[nb].cells:
@@ -183,8 +247,11 @@ def test_every_backticked_name_resolves(nb, pages, code_words):
     from clm_nb._modidx import d
     full = [n for syms in d["syms"].values() for n in syms if "._" not in n]
     library = {o for n in full for o in (n, n.split(".", 1)[1], n.split(".", 2)[2])}
-    found = names("\n\n".join(docs.markdowns(pages[nb])))
-    unlinked = sorted(set(found) & library)
+    text = "\n\n".join(docs.markdowns(pages[nb]))
+    found = names(text)
+    own = set(re.findall(r"^#+ `([^`]+)` \{#about-", text, flags=re.M)) # a heading above the entry itself
+    unlinked = sorted(set(names(re.sub(r"^#+ .*\{#about-.*$", "", text, flags=re.M))) & library)
+    assert {o.lower() for o in own} <= {docs.api.name(c).lower() for c in pages[nb].cells if docs.api.is_entry(c)}
     assert not unlinked, f"no links from {unlinked}: write `name` or `clm_nb.module.name`"
     here = lambda n: set(n.split(".")) <= code_words
     unknown = sorted(n for n, sure in found.items() if sure and not here(n) and not known_elsewhere(n))
@@ -244,9 +311,11 @@ def test_quarto_renders_every_page_and_no_model_card():
     assert not any(Path("runs/quickstart/README.md").match(g) for g in globs)
 
 
-def test_quarto_yml_is_where_nbdev_looks():
-    link = root/"nbs/_quarto.yml"
-    assert link.is_symlink() and os.readlink(link) == "../_quarto.yml"
+def test_no_file_is_a_symbolic_link():
+    "On Windows, git writes a link as a file that holds the path it points to."
+    listed = subprocess.run(["git", "ls-files", "--stage"], cwd=root, capture_output=True, text=True)
+    if listed.returncode: pytest.skip("no checkout of git here")
+    assert not [line for line in listed.stdout.splitlines() if line.startswith("120000")]
 
 
 def test_themes_are_light_and_dark_and_ask_nothing_of_other_hosts():
@@ -254,7 +323,7 @@ def test_themes_are_light_and_dark_and_ask_nothing_of_other_hosts():
     assert set(html["theme"]) == {"light", "dark"} and html["html-math-method"] == "mathml"
     for layers in html["theme"].values():
         sheets = [root/"nbs"/o for o in layers if o.endswith(".scss")]
-        assert any("$web-font-path: false;" in s.read_text() for s in sheets)
+        assert any("$web-font-path: false;" in s.read_text(encoding="utf-8") for s in sheets)
 
 
 def items(part):
@@ -311,13 +380,32 @@ def test_preview_needs_no_other_host(nb, built):
 def test_preview_links_resolve(nb, built):
     page = built/"_docs"/docs.page(nb)
     text = re.sub(r"<pre>.*?</pre>", "", page.read_text(encoding="utf-8"), flags=re.S)
-    local = [t for t in re.findall(r"<a[^>]*href=\"([^\"]+)\"", text) if not re.match(r"[a-z]+:|#", t)]
+    local = [t for t in re.findall(r"<a[^>]*href=\"([^\"]+)\"", text) if not re.match(r"[a-z]+:", t)]
     assert local
     for target in local:
         path, _, fragment = target.partition("#")
-        file = page.parent/path
+        file = page.parent/path if path else page
         assert file.exists(), target
         assert not fragment or f'id="{fragment}"' in file.read_text(encoding="utf-8"), target
+
+
+@every_notebook
+def test_each_id_is_there_once(nb, built):
+    text = (built/"_docs"/docs.page(nb)).read_text(encoding="utf-8")
+    ids = re.findall(r"<[^>]*\sid=\"([^\"]+)\"", text)
+    assert not {i for i in ids if ids.count(i) > 1}
+
+
+@every_notebook
+def test_a_linked_name_leads_to_that_name(nb, built):
+    "Also where another name differs from it only in case"
+    page = built/"_docs"/docs.page(nb)
+    named = re.findall(r"<a[^>]*href=\"([^\":]*)#([^\"]+)\"[^>]*><code>([\w.]+)(?:\(\))?</code></a>", page.read_text(encoding="utf-8"))
+    for path, fragment, name in named:
+        text = (page.parent/path if path else page).read_text(encoding="utf-8")
+        there = re.search(rf"<h\d id=\"{re.escape(fragment)}\">(.*?)</h\d>", text, flags=re.S)
+        heading = re.sub(r"<[^>]+>|¶", "", there[1]).strip() if there else ""
+        assert there and (name == heading or name.endswith(f".{heading}") or heading.endswith(f".{name}")), (name, path, fragment, heading)
 
 
 def test_without_quarto_docs_says_how_to_get_it(monkeypatch, capsys, tmp_path):
@@ -333,8 +421,12 @@ def test_with_quarto_docs_is_nbdevs(monkeypatch):
         ran.append(Path(cmd[0]).name)
         return subprocess.CompletedProcess(cmd, 0)
     monkeypatch.setattr(docs.shutil, "which", lambda name: "/usr/bin/quarto")
+    copied = []
     monkeypatch.setattr(docs.subprocess, "run", record)
-    assert docs.main(["site"]) == 0 and ran == ["nbdev-docs"]
+    monkeypatch.setattr(docs.shutil, "copyfile", lambda *paths: copied.append(paths))
+    monkeypatch.setattr(docs, "process", lambda: ran.append("process"))
+    assert docs.main(["site"]) == 0 and ran == ["process", "nbdev-docs"]
+    assert copied == [(root/"_quarto.yml", root/"nbs/_quarto.yml")]
 
 
 def test_scripts_of_other_hosts_are_taken_out_and_nothing_else_is():
@@ -344,6 +436,14 @@ def test_scripts_of_other_hosts_are_taken_out_and_nothing_else_is():
 <script type="application/javascript">define('jquery', [],function() {return window.jQuery;})</script>"""
     assert docs.without_foreign_scripts(ours) == ours
     assert "cdnjs" not in docs.without_foreign_scripts(theirs + ours) and docs.without_foreign_scripts(theirs + ours).endswith(ours)
+
+
+def test_the_pictures_import_what_is_there():
+    "Also in the code that they hand to a notebook as text"
+    text = (root/"tools"/"pictures.py").read_text(encoding="utf-8")
+    imports = re.findall(r"from (clm_nb[\w.]*) import (\w+(?:, \w+)*)", text)
+    missing = [f"{module}.{name}" for module, names in imports for name in names.split(", ") if not importable(f"{module}.{name}")]
+    assert len(imports) > 15 and not missing
 
 
 def test_a_name_inside_a_link_is_not_linked_again(pages):

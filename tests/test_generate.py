@@ -345,7 +345,7 @@ def test_next_tokens_is_what_generate_draws_from(family):
     assert np.allclose(found.before, logits.double().softmax(-1).numpy()[found.ids], atol=1e-6)
     n = 3000
     drawn = Counter(generate(model, tok, ["The"]*n, max_new_tokens=1, seed=0, return_full_text=False, **options))
-    for text, p in zip(found.tokens, found.after):
+    for text, p in zip(found.tokens, found.after, strict=True):
         if text and "\ufffd" not in text: assert abs(drawn[text]/n - p) < 5*np.sqrt(p*(1 - p)/n) + 1e-9
 
 

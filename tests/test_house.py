@@ -37,7 +37,7 @@ def test_each_room_has_its_page_under_its_name():
 
 def test_a_room_is_small():
     "Lines of code, without the blank ones and nbdev's comments; core is long by what it says of its parameters"
-    def lines(room): return sum(bool(o.strip()) and not o.startswith("#") for o in (root/f"clm_nb/{room}.py").read_text().splitlines())
+    def lines(room): return sum(bool(o.strip()) and not o.startswith("#") for o in (root/f"clm_nb/{room}.py").read_text(encoding="utf-8").splitlines())
     lengths = {room: lines(room) for room in order}
     assert sorted(lengths.values())[len(order)//2] <= 150
     assert {room for room, length in lengths.items() if length > 250} <= {"core"} and lengths["core"] <= 320

@@ -105,7 +105,7 @@ def content(folder) -> dict:
 
 def complete(run, hub, clm_nb, name):
     "The run folder holds the trained model and all that is to be known about it; the loss that the model has"
-    told = json.loads((run/"run.json").read_text())
+    told = json.loads((run/"run.json").read_bytes())
     assert told["status"] == "trained" and told["after"]["loss"] < told["before"]["loss"]
     assert (run/"loss.png").exists()
     status, out, err, _ = clm_nb("perplexity", "--model_name_or_path", name, "--dataset_name", "owner/answers",
@@ -148,7 +148,7 @@ def test_a_revision_is_the_one_that_is_loaded(hub, clm_nb, tmp_path):
     for revision, name, n in ((hub.data[0], "old", 40), (hub.data[1], "new", 60)):
         flags = ["--dataset_revision", revision, "--revision", hub.models[name == "new"], *unsaved]
         assert clm_nb(*train, "owner/answers", *model, *flags, "--output_dir", run)[0] == 0
-        told = json.loads((run/"run.json").read_text())
+        told = json.loads((run/"run.json").read_bytes())
         assert sum(told["ledger"][split]["load"]["records"] for split in ("train", "test")) == n
         assert told["source"]["revision"] == hub.models[name == "new"]
     for flags, message in ((["--revision", "v9"], "'owner/tiny-gpt2' has no revision 'v9'"),
@@ -162,7 +162,7 @@ def test_a_run_is_repeated_on_the_commits_it_was_made_from(hub, clm_nb, tmp_path
     repos = [hub.repos[kind, name] for kind, name in (("dataset", "owner/answers"), ("model", "owner/tiny-gpt2"))]
     run, again = tmp_path/"run", tmp_path/"again"
     assert clm_nb(*train, "owner/answers", *model, *unsaved, "--logging_steps", "1", "--output_dir", run)[0] == 0
-    told = json.loads((run/"run.json").read_text())
+    told = json.loads((run/"run.json").read_bytes())
     assert (told["source"]["data"]["dataset_revision"], told["source"]["revision"]) == (hub.data[1], hub.models[1])
     newest = [repo.branches["main"] for repo in repos]
     try:
@@ -170,7 +170,7 @@ def test_a_run_is_repeated_on_the_commits_it_was_made_from(hub, clm_nb, tmp_path
         assert clm_nb("train", "--from_run", run, "--output_dir", again)[0] == 0
     finally:
         for repo, commit in zip(repos, newest): repo.branches["main"] = commit
-    repeated = json.loads((again/"run.json").read_text())
+    repeated = json.loads((again/"run.json").read_bytes())
     losses = lambda run: [log["loss"] for log in run["log_history"] if "loss" in log]
     assert losses(told) == losses(repeated) and len(losses(told)) == 4 and told["after"] == repeated["after"]
 
@@ -257,7 +257,7 @@ def test_a_checkpoint_that_is_deleted_while_its_folder_is_listed_costs_no_push(h
 
     api = HfApi(endpoint=hub.url, token=secret)
     api.create_repo("me/listed")
-    (tmp_path/"config.json").write_text("{}")
+    (tmp_path/"config.json").write_text("{}", encoding="utf-8")
     trainer = HubTrainer(tiny.gpt2(), TrainingArguments(str(tmp_path/"run"), use_cpu=True))
     monkeypatch.setattr(Path, "glob", walk)
     with trainer._background():
@@ -272,7 +272,7 @@ def test_a_hub_gone_silent_at_a_save_holds_up_neither_the_training_nor_the_end_o
         done = clm_nb(*train, "owner/answers", *model, *saving, *to(name), "--output_dir", run)
         clm_nb.end()  # the Hub stays silent until here
     told_how_to_push(done, run, name, "the Hub can't be reached")
-    told = json.loads((run/"run.json").read_text())
+    told = json.loads((run/"run.json").read_bytes())
     assert (told["status"], told["steps"]) == ("trained", 4) and told["after"]["loss"] < told["before"]["loss"]
     assert load_model(run).num_parameters() == tiny.gpt2().num_parameters()
 

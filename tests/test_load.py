@@ -1,11 +1,12 @@
 "Every kind of corpus, splits that don't leak, a Hub that isn't there"
-import csv, gzip, json, threading
+import csv, gzip, json, pathlib, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import datasets, pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
 from clm_nb.ledger import Ledger
+from clm_nb.data.files import is_path, local_files
 from clm_nb.data.python_docs import python_docs
 from clm_nb.data.split import record_groups, split_corpus
 from clm_nb.load import load_corpus, read_corpus
@@ -29,7 +30,7 @@ def write_csv(path, delimiter=","):
 
 def write_folder(path):
     (path/"deeper").mkdir(parents=True)
-    (path/".hidden.txt").write_text("not a document")
+    (path/".hidden.txt").write_text("not a document", encoding="utf-8")
     for i, text in enumerate(answers):
         (path/("deeper" if i % 2 else "")/f"{i}.txt").write_text(text + "\n\nend", encoding="utf-8")
 
@@ -41,13 +42,13 @@ def write_gzip(path):
 lines = "\n".join(json.dumps(r) for r in records)
 formats = {
     "corpus.json": lambda p: p.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8"),
-    "lines.json": lambda p: p.write_text(lines), "corpus.jsonl": lambda p: p.write_text(lines + "\n"),
+    "lines.json": lambda p: p.write_text(lines, encoding="utf-8"), "corpus.jsonl": lambda p: p.write_text(lines + "\n", encoding="utf-8"),
     "corpus.v2.json.gz": write_gzip, "corpus.csv": write_csv, "corpus.tsv": lambda p: write_csv(p, "\t"),
     "corpus.parquet": lambda p: Dataset.from_list(records).to_parquet(p),
     "corpus.txt": lambda p: p.write_text("\n\n".join(answers), encoding="utf-8"), "texts": write_folder,
     "saved": lambda p: Dataset.from_list(records).save_to_disk(p),
-    "two words.json": lambda p: p.write_text(json.dumps(records)),
-    "nested.json": lambda p: p.write_text(json.dumps(nested)),
+    "two words.json": lambda p: p.write_text(json.dumps(records), encoding="utf-8"),
+    "nested.json": lambda p: p.write_text(json.dumps(nested), encoding="utf-8"),
 }
 
 
@@ -79,9 +80,9 @@ def test_slices_of_local_data(name, tmp_path, cache):
 
 def test_a_changed_file_is_read_again(tmp_path, cache):
     path = tmp_path/"corpus.json"
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(records), encoding="utf-8")
     first = read_corpus(path)
-    path.write_text(json.dumps(records[::-1]))
+    path.write_text(json.dumps(records[::-1]), encoding="utf-8")
     assert read_corpus(path)["text"][:] == first["text"][::-1]
 
 
@@ -210,6 +211,7 @@ def test_the_seed_decides_the_split():
 digests = """
 import hashlib, json, datasets
 datasets.disable_progress_bars()
+from clm_nb.data.files import is_path, local_files
 from clm_nb.data.python_docs import python_docs
 from clm_nb.load import load_corpus
 for part in (python_docs("task"), python_docs("base"), *load_corpus("python-docs").values()):
@@ -287,7 +289,25 @@ def test_an_earlier_copy_is_used_where_the_hub_is_out_of_reach(tmp_path, monkeyp
     tiny.gpt2().save_pretrained(folder/"snapshots"/commit)
     tiny.tokenizer().save_pretrained(folder/"snapshots"/commit)
     (folder/"refs").mkdir()
-    (folder/"refs"/"main").write_text(commit)
+    (folder/"refs"/"main").write_text(commit, encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_tokenizer("some/name", cache_dir=tmp_path)("The fox") == tiny.tokenizer()("The fox")
     assert load_model("some/name", cache_dir=tmp_path).config.n_embd == 32
+
+
+@pytest.mark.parametrize("name", ["data\\texts", "C:/texts", "C:texts", "c:\\texts\\one.csv", "\\\\server\\texts"])
+def test_a_name_as_windows_writes_it_is_a_path(name):
+    "And is never asked for on the Hub"
+    assert is_path(name)
+    with pytest.raises((ValueError, OSError)) as error: load_corpus(name)
+    assert "Hub can't be reached" not in str(error.value) and name in str(error.value)
+
+
+def test_files_come_in_one_order_everywhere(tmp_path, monkeypatch):
+    "On Windows, paths are compared without their case"
+    for name in ("b.txt", "A.txt", "a.txt", "C/z.txt", "c/y.txt", "a-b/x.txt"):
+        (tmp_path/name).parent.mkdir(exist_ok=True)
+        (tmp_path/name).write_text("one text", encoding="utf-8")
+    found = local_files(tmp_path)[1]
+    monkeypatch.setattr(pathlib.PurePath, "__lt__", lambda self, other: str(self).lower() < str(other).lower())
+    assert local_files(tmp_path)[1] == found == sorted(found)

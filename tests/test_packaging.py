@@ -5,7 +5,9 @@ import subprocess, symtable, sys, tarfile, tomllib, zipfile
 import nbformat, pytest, yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+from clm_nb.probe import tested
 from tree import copy_tree, root
 
 
@@ -22,7 +24,7 @@ def lines(value): return [o.strip() for o in value.splitlines() if o.strip()]
 
 def pins():
     "constraints.txt as {canonical name: requirement}."
-    found = [o for o in lines((root/"constraints.txt").read_text()) if not o.startswith("#")]
+    found = [o for o in lines((root/"constraints.txt").read_text(encoding="utf-8")) if not o.startswith("#")]
     return {canonicalize_name(Requirement(o).name): Requirement(o) for o in found}
 
 
@@ -58,6 +60,36 @@ def test_constraints_pin_every_requirement(ini):
         pin = pinned[canonicalize_name(req.name)]
         spec, = pin.specifier
         assert req.specifier.contains(spec.version, prereleases=True), f"constraints.txt: {pin} is outside of {req}"
+
+
+def all_requirements(ini):
+    "Those of the package and of every extra."
+    keys = [key for key in ini if key == "requirements" or key.endswith("_requirements")]
+    return [Requirement(o) for key in keys for o in lines(ini[key])]
+
+
+def bounds(requirement):
+    "(lowest, first that is excluded) as versions."
+    found = {spec.operator: Version(spec.version) for spec in requirement.specifier}
+    assert set(found) == {">=", "<"}, requirement
+    return found[">="], found["<"]
+
+
+def test_bounds_are_what_was_tested_and_the_next_major_version_is_excluded(ini):
+    for req in all_requirements(ini):
+        lowest, excluded = bounds(req)
+        pin, = pins()[canonicalize_name(req.name)].specifier
+        newest = Version(pin.version)
+        assert lowest <= newest < excluded, req
+        assert excluded.release == (newest.major + 1,), f"{req}: exclude the major version after {newest}"
+
+
+def test_what_the_program_calls_tested_is_what_settings_allow(ini):
+    lowest = {r.name: bounds(r)[0] for r in map(Requirement, lines(ini["requirements"]))}
+    for library, (oldest, newest) in tested.items():
+        assert lowest[library].release[:2] == Version(oldest).release, library
+        pin, = pins()[canonicalize_name(library)].specifier
+        assert Version(pin.version).release[:2] <= Version(newest).release, f"{library}: test {pin}, then enter it"
 
 
 def test_constraints_are_exact_and_portable():
@@ -111,7 +143,7 @@ def test_wheel_metadata(ini, wheel):
     entry.read(info/"entry_points.txt")
     assert dict(entry["console_scripts"]) == {"clm_nb": "clm_nb.cli:main"}
     assert dict(entry["nbdev"]) == {"clm_nb": "clm_nb._modidx:d"}
-    assert (info/"licenses/LICENSE").read_text().count("Apache License") >= 1
+    assert (info/"licenses/LICENSE").read_text(encoding="utf-8").count("Apache License") >= 1
 
 
 def test_readme_on_a_package_index_has_no_relative_link(wheel):
@@ -299,5 +331,38 @@ def test_ci_runs_make_test(ini):
     job = flow["jobs"]["test"]
     assert [s["run"] for s in job["steps"] if "run" in s] == [".ci/run"]
     assert job["strategy"]["matrix"]["python"][0] == ini["min_python"].rpartition(".")[0]
+    commands = lambda name: [step["run"] for step in flow["jobs"][name]["steps"] if "run" in step]
+    assert set(flow["jobs"]["elsewhere"]["strategy"]["matrix"]["os"]) == {"windows-latest", "macos-latest"}
+    assert commands("elsewhere") == ["python tools/do.py demo", "python tools/do.py test"]
+    assert commands("winlike") == ["make test-winlike"]
     docs = yaml.safe_load((root/".github/workflows/docs.yml").read_text(encoding="utf-8"))
     assert [s["run"] for s in docs["jobs"]["docs"]["steps"] if "run" in s] == ["make docs"]
+
+
+def test_ci_tries_the_newest_versions_weekly_and_when_bounds_change(ini, targets):
+    flow = yaml.safe_load((root/".github/workflows/versions.yml").read_text(encoding="utf-8"))
+    when = flow[True]  # YAML reads `on` as a truth value
+    assert when["schedule"] and all("settings.ini" in when[event]["paths"] for event in ("push", "pull_request"))
+    matrix = flow["jobs"]["versions"]["strategy"]["matrix"]
+    assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"] and ini["min_python"].startswith(matrix["python"][0])
+    chosen = {*matrix["target"], *(row["target"] for row in matrix["include"])}
+    assert chosen == {"test-newest", "test-lowest"} <= set(targets.targets)
+
+
+@pytest.mark.parametrize("name,how", [("test-newest", "highest"), ("test-lowest", "lowest-direct")])
+def test_an_environment_of_its_own_for_the_newest_and_the_lowest(name, how, targets, monkeypatch):
+    "uv chooses, torch is the CPU build unless another is named, and all tests run there."
+    called = []
+    monkeypatch.setattr(targets.Environment, "make", lambda self: called.append(self.folder.name))
+    monkeypatch.setattr(targets.Environment, "run", lambda self, *words, **env: called.append(words))
+    monkeypatch.setattr(targets, "run_tests", lambda environment: called.append(environment.folder.name))
+    monkeypatch.delenv("TORCH", raising=False)
+    targets.targets[name]()
+    folder, _, uv, version, tests = called
+    assert folder == tests == f".venv-{how}" and version == ("clm_nb", "--version")
+    assert uv[:3] == ("uv", "pip", "install") and uv[-2:] == ("--editable", ".[dev,app]")
+    assert uv[uv.index("--resolution") + 1] == how and "--torch-backend=cpu" in uv
+    monkeypatch.setenv("TORCH", "--find-links /wheels torch==2.13.0")
+    targets.targets[name]()
+    uv = called[7]
+    assert uv[-5:-2] == ("--find-links", "/wheels", "torch==2.13.0") and "--torch-backend=cpu" not in uv

@@ -49,7 +49,7 @@ def test_the_counts_see_what_they_are_for(tmp_path):
     cells = page(("code", long, False), ("code", "f0()", True), ("code", "#| export\nclass A:\n    def b(self): pass", False),
                  ("code", "A().b()", False))
     path = tmp_path/"page.ipynb"
-    path.write_text(json.dumps(dict(cells=cells)))
+    path.write_text(json.dumps(dict(cells=cells)), encoding="utf-8")
     assert pages.unbroken(path) == 50 and pages.sight(path) == (50, 52)
     assert set(pages.not_shown(path)) == {*(f"f{i}" for i in range(1, 25)), "A", "A.b"}
 
@@ -59,3 +59,11 @@ def test_plots_have_an_alternative_text(page):
     for cell in nbformat.read(notebooks[page], as_version=4).cells:
         pictures = [o for o in cell.get("outputs", []) if {"image/png", "image/svg+xml"} & set(o.get("data", {}))]
         if pictures and not cell.source.startswith("#| hide"): assert re.search(r'^#\| fig-alt: "[^"]{20,}"$', cell.source, flags=re.M), cell.source
+
+
+@pytest.mark.parametrize("page", notebooks)
+def test_no_progress_bar_of_a_library_is_left_in_what_a_page_shows(page):
+    for cell in nbformat.read(notebooks[page], as_version=4).cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("text", "") + "".join(map(str, output.get("data", {}).values()))
+            assert "\r" not in shown and not re.search("Loading weights|Generating .* split|Tokenizing:|Grouping:", shown), cell.id

@@ -187,7 +187,7 @@ def test_documents_figures_add_up_whatever_the_batch_size(size):
     assert len(each) == len(texts) and each[-3].tokens == 0 and math.isnan(each[-3].loss)
     assert sum(p.tokens for p in each) == whole.tokens
     assert math.isclose(sum(p.loss*p.tokens for p in each if p.tokens)/whole.tokens, whole.loss, rel_tol=1e-9)
-    for text, found in zip(texts, each):
+    for text, found in zip(texts, each, strict=True):
         if not found.tokens: continue
         alone = perplexity(model, text, tokenizer, block_size=20, stride=7)
         assert found.tokens == alone.tokens and found.loss == pytest.approx(alone.loss, rel=1e-5)

@@ -31,7 +31,7 @@ def shared(
     folder.mkdir()
     left_out = re.compile("|".join(rf"{name}\b" for name in ("__editable__", *without)))
     for entry in Path(importlib.metadata.distribution("torch").locate_file("")).iterdir():
-        if entry.suffix != ".pth" and not left_out.match(entry.name): (folder/entry.name).symlink_to(entry)
+        if entry.suffix != ".pth" and not left_out.match(entry.name): link(folder/entry.name, entry)
     return folder
 
 
@@ -42,9 +42,9 @@ def environment(
 ) -> Path: # its Python
     "A new environment; `RuntimeError` where its packages can't be had."
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    python = folder/"bin/python"
+    python = folder/("Scripts" if os.name == "nt" else "bin")/"python"
     site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
-    (Path(site.strip())/"shared.pth").write_text(f"{packages}\n")
+    (Path(site.strip())/"shared.pth").write_text(f"{packages}\n", encoding="utf-8")
     if requirements:
         done = subprocess.run([python, "-m", "pip", "install", "-q", *requirements], capture_output=True, text=True)
         if done.returncode:
@@ -64,7 +64,7 @@ def client(
     spec = folder.parent/"kernels"/"there"
     spec.mkdir(parents=True, exist_ok=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    (spec/"kernel.json").write_text(json.dumps(dict(argv=argv, display_name="there", language="python")))
+    (spec/"kernel.json").write_text(json.dumps(dict(argv=argv, display_name="there", language="python")), encoding="utf-8")
     specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
     manager = AsyncKernelManager(kernel_name="there", kernel_spec_manager=specs)
     return NotebookClient(nb, km=manager, timeout=600, resources={"metadata": {"path": str(folder)}})

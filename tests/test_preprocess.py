@@ -420,11 +420,11 @@ def test_the_cache_takes_a_few_bytes_a_token_and_can_be_shown_and_cleared(cache,
 def test_nothing_is_deleted_that_is_no_cache(cache, capsys):
     "A folder of the user's, taken for the cache by mistake"
     (cache/"models").mkdir(parents=True)
-    (cache/"models"/"mine.bin").write_text("precious")
+    (cache/"models"/"mine.bin").write_text("precious", encoding="utf-8")
     blocks_of(some_texts)
     assert main(["cache", "--clear"]) == 1 and "has no CACHEDIR.TAG" in capsys.readouterr().err
     assert main(["cache", "--clear", "everything"]) == 1 and "its parts: corpus" in capsys.readouterr().err.lower()
-    assert (cache/"models"/"mine.bin").read_text() == "precious" and len(files(cache)) == 2
+    assert (cache/"models"/"mine.bin").read_text(encoding="utf-8") == "precious" and len(files(cache)) == 2
 
 
 @pytest.mark.parametrize("options", [dict(num_proc=2), dict(num_proc=2, encoder="tokenizers"), dict(batch_size=3),

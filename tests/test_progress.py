@@ -33,7 +33,7 @@ def written(log: str) -> list[str]: return [line for line in re.split(r"[\r\n]+"
 def test_some_thousand_records_through_all_stages_leave_few_lines(settings, own, tmp_path, cache):
     words = " ".join(texts).split()
     records = [" ".join(random.Random(i).choices(words, k=40)) + f" {i}" for i in range(4000)]
-    (tmp_path/"records.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in records))
+    (tmp_path/"records.jsonl").write_text("".join(json.dumps(dict(text=text)) + "\n" for text in records), encoding="utf-8")
     for part in (gpt2(), tokenizer()): part.save_pretrained(tmp_path/"model")
     process = python(stages, str(tmp_path), repr(settings), CLM_NB_CACHE=cache, HF_DATASETS_CACHE=tmp_path/"datasets")
     out, err = process.communicate()

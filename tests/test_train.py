@@ -12,7 +12,7 @@ from clm_nb.model.model import load_config, load_model
 from clm_nb.training.runs import check_output_dir, digest, write_run
 from clm_nb.training.trainer import CausalTrainer
 from clm_nb.train import train
-from conftest import answer, python, ranks
+from conftest import answer, link, python, ranks
 from tiny import families, gpt2, llama, needs_bf16, tokenizer
 
 datasets.disable_progress_bars()
@@ -76,7 +76,7 @@ def test_run_folder_is_the_model(family, tmp_path):
 
 def test_run_json_says_what_was_done(tmp_path):
     trainer = run(tmp_path, source=dict(dataset_name="my corpus"), seed=7, weight_decay=0.5)
-    found = json.loads((tmp_path/"run.json").read_text())
+    found = json.loads((tmp_path/"run.json").read_bytes())
     assert (found["status"], found["steps"], found["seed"], found["block_size"]) == ("trained", 3, 7, 16)
     assert found["parameters"] == sum(p.numel() for p in trainer.model.parameters())
     assert found["source"]["dataset_name"] == "my corpus" and torch.__version__.startswith(found["torch"])
@@ -85,7 +85,7 @@ def test_run_json_says_what_was_done(tmp_path):
     assert len(losses(trainer)) == 3
     assert [log["loss"] for log in found["log_history"] if "loss" in log] == losses(trainer)
     assert found["data"] == {split: digest(part) for split, part in blocks.items()} and found["exact_loss"] is True
-    card = (tmp_path/"README.md").read_text()
+    card = (tmp_path/"README.md").read_text(encoding="utf-8")
     assert "my corpus" in card and "16 tokens" in card and '"weight_decay": 0.5' in card
 
 
@@ -94,9 +94,9 @@ def test_the_second_run_in_a_folder_keeps_no_figures_of_the_first(tmp_path):
     once = dict(loss=9.75, perplexity=1e4)
     write_run(tmp_path, before=once, after=once, samples=dict(after="once"))
     run(tmp_path, max_steps=2, eval_strategy="no")
-    found = json.loads((tmp_path/"run.json").read_text())
+    found = json.loads((tmp_path/"run.json").read_bytes())
     assert found["steps"] == 2 and not {"before", "after", "samples"} & set(found)
-    assert "9.75" not in (tmp_path/"README.md").read_text()
+    assert "9.75" not in (tmp_path/"README.md").read_text(encoding="utf-8")
 
 
 def test_no_token_is_written_down(tmp_path):
@@ -160,10 +160,10 @@ def test_two_processes_with_half_the_rows_each_are_one_with_all(family, tmp_path
     "Rows of all lengths, so that the processes' tokens differ; 26 to evaluate on, so that the last batch is short"
     (one, weights), (both, others) = (in_processes(n, tmp_path/str(n), family) for n in (1, 2))
     assert len(one) == len(both) > 4 and [sorted(log) for log in one] == [sorted(log) for log in both]
-    for a, b in zip(one, both):
+    for a, b in zip(one, both, strict=True):
         for key in a: assert abs(a[key] - b[key]) < 2e-5*max(1, abs(a[key])), key
     np.testing.assert_allclose(others, weights, rtol=0, atol=1e-6)
-    assert json.loads((tmp_path/"2/run.json").read_text())["status"] == "trained"
+    assert json.loads((tmp_path/"2/run.json").read_bytes())["status"] == "trained"
 
 
 @pytest.mark.parametrize("family", families)
@@ -254,9 +254,9 @@ def saved(folder, model=None):
 def test_what_would_be_overwritten_is_refused_and_left_alone(tmp_path):
     own, other, file = saved(tmp_path/"own"), tmp_path/"other", tmp_path/"file"
     other.mkdir()
-    (other/"thesis.tex").write_text("years of work")
-    file.write_text("a file")
-    (tmp_path/"link").symlink_to(own)
+    (other/"thesis.tex").write_text("years of work", encoding="utf-8")
+    file.write_text("a file", encoding="utf-8")
+    link(tmp_path/"link", own)
     before = contents(tmp_path)
     for folder, message in [(own, "is the folder of the model to be trained"),
                             (tmp_path/"link", "is the folder of the model"),
@@ -337,10 +337,10 @@ def test_pickled_weights_are_refused_unread(tmp_path):
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):
     folder = saved(tmp_path/"model")
-    config = json.loads((folder/"config.json").read_text())
+    config = json.loads((folder/"config.json").read_bytes())
     own = dict(AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
-    (folder/"config.json").write_text(json.dumps(config | dict(model_type="own", auto_map=own)))
-    (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    (folder/"config.json").write_text(json.dumps(config | dict(model_type="own", auto_map=own)), encoding="utf-8")
+    (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nclass Config: pass\nclass Model: pass\n", encoding="utf-8")
     for load in load_config, load_model:
         with pytest.raises(ValueError, match="custom code|trust_remote_code"): load(folder)
     assert not (tmp_path/"opened").exists()

@@ -13,7 +13,8 @@ def copy(tmp_path): return copy_tree(tmp_path/"tree")
 def contents(folder):
     "Every file below a folder, as {path: bytes}."
     files = [p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in files}
+    # Windows ends lines in its own way, and git ends them in one way
+    return {p.relative_to(folder).as_posix(): p.read_bytes().replace(b"\r\n", b"\n") for p in files}
 
 
 def changed_by(folder, *command):
@@ -52,6 +53,6 @@ def test_a_stale_module_is_noticed(copy):
 
 
 def test_a_stale_readme_is_noticed(copy):
-    (copy/"README.md").write_text("# something else\n")
+    (copy/"README.md").write_text("# something else\n", encoding="utf-8")
     done = run(copy, "tools/docs.py", "readme", "--check")
     assert done.returncode == 1 and "README.md: out of date" in done.stdout

@@ -3,7 +3,7 @@
 It needs no package and no shell, and an older Python still reads it, to say which one is needed.
 A target is a function under `@target`: `def test_newest` makes `python tools/do.py test-newest`,
 and one word in the Makefile makes `make test-newest`. `NAME=value` beside the target sets PYTHON,
-SCALE, ONLY or NAMES, as it does with make.
+SCALE, ONLY, NAMES or TORCH, as it does with make.
 """
 import configparser
 import os
@@ -12,11 +12,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 root = Path(__file__).resolve().parents[1]
 metadata = ("settings.ini", "setup.py", "pyproject.toml", "constraints.txt")
-settings = ("PYTHON", "SCALE", "ONLY", "NAMES")
+settings = ("PYTHON", "SCALE", "ONLY", "NAMES", "TORCH")
 targets = {}
 
 
@@ -142,12 +143,31 @@ class Environment:
         return self
 
 
+class Resolved(Environment):
+    "One whose versions uv chooses within the bounds of settings.ini, with the CPU build of torch."
+    def __init__(self, resolution):
+        super().__init__(f".venv-{resolution}")
+        self.resolution = resolution
+
+    def install(self):
+        "Install clm_nb and what developing it needs; what was there before is chosen anew."
+        self.make()
+        say(f"{self.folder.name}: installing what uv --resolution {self.resolution} chooses")
+        self.pip("install", "--quiet", "--upgrade", "uv")
+        torch = setting("TORCH", "--torch-backend=cpu").split()
+        self.run("uv", "pip", "install", "--quiet", "--upgrade", "--resolution", self.resolution,
+                 "--python", self.program("python"), *torch, "--editable", ".[dev,app]")
+        self.run("clm_nb", "--version")
+        return self
+
+
 # constraints.txt holds the versions that were tested; without it, pip may take a much larger torch.
 venv = Environment()
 
 
 def run_tests(environment):
     "All that `test` does, in an environment."
+    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # tests/conftest.py makes errors of them
     say("test 1/3: modules, notebooks and README.md are up to date with each other")
     environment.run("python", "-m", "pytest", "-q", "tests/test_uptodate.py")
     say("test 2/3: every notebook, top to bottom")
@@ -155,6 +175,11 @@ def run_tests(environment):
     say("test 3/3: what crosses stages or processes")
     environment.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
                     "--ignore", "tests/test_uptodate.py", "tests")
+
+
+# What crosses stages, files and processes; tests/test_winlike.py says what the rules are.
+winlike = [f"tests/test_{name}.py" for name in
+           "winlike load preprocess train generate perplexity core cli encodings".split()]
 
 
 # Targets
@@ -171,6 +196,38 @@ def demo():
 def test():
     "execute every notebook and run the tests"
     run_tests(venv.install("dev"))
+
+
+@target
+def test_newest():
+    "the same with the newest versions that settings.ini allows, in .venv-highest"
+    run_tests(Resolved("highest").install())
+
+
+@target
+def test_lowest():
+    "the same with the lowest ones, in .venv-lowest-direct (TORCH='torch==2.13.0': another torch)"
+    run_tests(Resolved("lowest-direct").install())
+
+
+@target
+def test_winlike():
+    "run the main paths on Linux under Windows' rules for files"
+    venv.install("dev")
+    places = os.pathsep.join(str(root/folder) for folder in ("tests/winlike", "."))
+    rules = dict(WINDOWS_RULES="1", PYTHONPATH=places)
+    with tempfile.TemporaryDirectory() as folder:
+        rules["CLM_NB_CACHE"] = str(Path(folder)/"cache")
+        demo_run = str(Path(folder)/"demo")
+        named = ("--model_name_or_path", demo_run)
+        say("test-winlike 1/2: the demo twice into one folder, a perplexity, a text, a clear cache")
+        venv.run("clm_nb", "demo", "--output_dir", demo_run, **rules)
+        venv.run("clm_nb", "demo", "--output_dir", demo_run, **rules)
+        venv.run("clm_nb", "perplexity", *named, **rules)
+        venv.run("clm_nb", "generate", *named, "--prompt", "The with statement", **rules)
+        venv.run("clm_nb", "cache", "--clear", **rules)
+        say("test-winlike 2/2: the tests of the main paths")
+        venv.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *winlike, **rules)
 
 
 @target
@@ -193,6 +250,14 @@ def docs():
     venv.install("dev")
     say("docs: the site, into _docs/")
     venv.run("python", "tools/docs.py", "site")
+
+
+@target
+def test_faults():
+    "kill a run at 60 moments, let it go on, and compare its end with one that was left alone (half an hour)"
+    venv.install("dev")
+    say("test-faults: 60 kills, and what comes of them")
+    venv.run("python", "tests/faults.py")
 
 
 @target

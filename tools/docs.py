@@ -14,6 +14,8 @@ from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.config import get_config, nbpath2html
 
 root = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(root), str(root/"tools")]
+import api  # tools/api.py
 pictures = "nbs/images" # where README.md's pictures lie
 on_gpu = ["05_train.ipynb", "09_core.ipynb", "tutorials/quickstart.ipynb"] # pages that train: Colab gives them a GPU
 
@@ -39,6 +41,7 @@ def anchor(
     heading: str, # a heading's Markdown
 ) -> str: # "load-the-corpus"
     "The id that Pandoc gives a heading (its auto_identifiers)."
+    if own := re.search(r"\{#([\w.-]+)\}$", heading): return own[1]
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)(\{[^}]*\})?", r"\1", heading)
     text = re.sub(r"[^\w\s.-]", "", text).strip().lower()
     return re.sub(r"^[^a-z]+", "", re.sub(r"\s+", "-", text)) or "section"
@@ -255,10 +258,12 @@ body { max-width: 75rem; margin: 0 auto; padding: 0 1rem }
 nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
 pre, .output_subarea { overflow-x: auto }
 .input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+.only-github { display: none }
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
 main :is(p, li) code { overflow-wrap: anywhere }
-table { border-collapse: collapse } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
-img { max-width: 100%; background: #fff } .prompt, .anchor-link { display: none }
+table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
+img { max-width: 100%; background: #fff } .prompt { display: none }
 @media (max-width: 50rem) { .columns { display: block } }
 """
 
@@ -290,20 +295,29 @@ def preview_links(
     to_page = lambda m: f'href="{nbpath2html(m[1]).as_posix()}{m[2] or ""}"'
     body = re.sub(r'href="(?![a-z]+:)([^"#]+\.ipynb)(#[^"]*)?"', to_page, body)
     text = lambda m: html.unescape(re.sub(r"<[^>]+>", "", m[2])).replace("¶", "")
-    with_id = lambda m: f'<h{m[1]} id="{anchor(text(m))}">{m[2]}</h{m[1]}>'
-    return re.sub(r'<h(\d) id="[^"]*">(.*?)</h\1>', with_id, body, flags=re.S)
+    shown = lambda m: re.sub(r" \{#[\w.-]+\}", "", m[2])
+    with_id = lambda m: f'<h{m[1]} id="{anchor(text(m).strip())}">{shown(m)}</h{m[1]}>'
+    return re.sub(r'<h(\d)(?: id="[^"]*")?>(.*?)</h\1>', with_id, body, flags=re.S)
+
+
+def process() -> Path: # the folder of processed notebooks
+    "What Quarto is given: nbdev's notebooks with our entries. nbdev-docs takes them as they are, since they are new."
+    from nbdev.serve import proc_nbs
+    os.chdir(root)
+    proc = proc_nbs(n_workers=0, force=True)
+    api.mend_files({page(p.relative_to(proc)): p for p in notebooks(proc)})
+    return proc
 
 
 def preview(out: Path) -> list[Path]: # the pages written
     "Write a plain preview of every page into a folder, with nothing that other hosts would have to serve."
     from nbconvert import HTMLExporter
-    from nbdev.serve import proc_nbs
     from pygments.formatters import HtmlFormatter
-    os.chdir(root)
-    proc = proc_nbs(n_workers=0, force=True)
+    proc = process()
     pages = {p.relative_to(proc): nbformat.read(p, as_version=4) for p in notebooks(proc)}
     titles = {p: front_matter(nb)["title"] for p, nb in pages.items()}
-    exporter = HTMLExporter(template_name="basic", require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="")
+    exporter = HTMLExporter(template_name="basic", require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
+                            exclude_anchor_links=True)
     css = style + HtmlFormatter().get_style_defs(".highlight")
     shutil.rmtree(out, ignore_errors=True)
     for p, nb in pages.items():
@@ -353,7 +367,7 @@ def llms(check: bool) -> int:
     "Write nbs/llms.txt, or (check) say whether it is out of date."
     path, text = root/"nbs/llms.txt", llms_txt()
     stale = not path.exists() or path.read_text(encoding="utf-8") != text
-    if stale and not check: path.write_text(text, encoding="utf-8")
+    if stale and not check: path.write_text(text, encoding="utf-8", newline="\n")
     if stale: print("nbs/llms.txt" + (": out of date. Run `make prepare`." if check else ""))
     return int(check and stale)
 
@@ -365,6 +379,8 @@ def site(
     out, quarto = get_config(root).doc_path, shutil.which("quarto")
     nbdev_docs = Path(sys.executable).with_name("nbdev-docs")
     if quarto and not use_plain:
+        shutil.copyfile(root/"_quarto.yml", root/"nbs/_quarto.yml")  # a link there is none on Windows
+        process()
         status = subprocess.run([nbdev_docs], cwd=root).returncode
         for built in out.rglob("*.html"):
             built.write_text(without_foreign_scripts(built.read_text(encoding="utf-8")), encoding="utf-8")

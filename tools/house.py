@@ -9,12 +9,13 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """progress ledger probe
-data/cache data/files data/hub data/python_docs data/split data/leaks data/objects data/tokenizer data/encoders
+data/valid_json data/whole data/cache data/processes data/files data/hub data/python_docs data/split data/leaks data/objects data/tokenizer data/encoders
 load tokenize
 flatten group collate
-model/device model/model model/loss model/metric model/scored_rows model/perplexity_table model/baselines model/sampling model/inference
+model/device model/model model/causal model/loss model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/inference
 perplexity generate
-training/waiting training/settings training/runs training/share training/charts training/throughput training/sampler training/watch training/trainer training/lr_finder
+training/waiting training/renamed training/settings training/runs training/share training/hold training/checkpoint training/diverged training/charts training/throughput training/sampler training/watch
+training/resume training/stop training/trial training/trainer training/lr_finder training/preflight training/plan
 train
 look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
@@ -96,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     text = path.read_text(encoding="utf-8")
     new = re.sub(r"(<!-- house: [^>]*-->\n).*?(<!-- house ends -->)", lambda m: f"{m[1]}{listing()}\n{m[2]}", text, flags=re.S)
     if new != text and not check:
-        path.write_text(new, encoding="utf-8")
+        path.write_text(new, encoding="utf-8", newline="\n")
     if new != text:
         print("CONTRIBUTING.md" + (": out of date. Run `make prepare`." if check else ""))
     return int(check and new != text)

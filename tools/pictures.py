@@ -90,7 +90,7 @@ def generated(app, n: int = 1):
 
 
 def blocks(page, path):
-    "Short documents on one tape, and the tutorial's way beneath"
+    "Short documents laid end to end, and the tutorial's way beneath"
     from datasets import Dataset, DatasetDict
     from clm_nb.look.blocks import show_blocks
     from clm_nb.tokenize import tokenize
@@ -160,7 +160,7 @@ def heatmap(page, path):
     text = next(t for t in texts if t.startswith('The "return" statement'))
     found = loss_map(model, tokenizer, "\n\n".join(text.split("\n\n")[:3]), base=base)
     room = '<div style="height:290px"></div></div>'
-    html = re.sub('<div class="h"><b>The dearest tokens.*', room, found.html(), flags=re.DOTALL)
+    html = re.sub('<div class="h"><b>The tokens with the highest loss.*', room, found.html(), flags=re.DOTALL)
     last = max(i for i, name in enumerate(found.names) if "definition" in name)
     fragment(page, path, html, lambda page: page.locator(".t").nth(2*len(found.names) + last).hover())
 
@@ -186,7 +186,7 @@ def generation_app(page, path):
         generated(shown)
         button(shown, "greedy").click()
         generated(shown, 2)
-    notebook(page, path, "from clm_nb.widgets import GenerationApp\n"
+    notebook(page, path, "from clm_nb.look.generation_app import GenerationApp\n"
              'GenerationApp(models, tokenizer, "The with statement is used to", seed=1, max_new_tokens=60)', act)
 
 
@@ -206,7 +206,7 @@ def app(page, path):
 
 def live_training(page, path):
     "A run in JupyterLab, two thirds through"
-    code = ('import tempfile\nfrom clm_nb.core import embedded_finetuning, prepare, train\n'
+    code = ('import tempfile\nfrom clm_nb.core import prepare, train\nfrom clm_nb.train import embedded_finetuning\n'
             'train(models["base"], prepare(), tokenizer, tempfile.mkdtemp(), sample_prompt="The for statement is used to",\n'
             '      **embedded_finetuning | dict(eval_strategy="steps", eval_steps=25, save_strategy="no"))\nNone')
     far = lambda shown: page.wait_for_function("""() => {

@@ -19,7 +19,7 @@ import logging
 import lzma
 import re
 import zlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
@@ -63,8 +63,9 @@ def local_files(
     "What is to be read at a path, and by which loader"
     files = [path]
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.is_file())
-        files = [file for file in found if not file.name.startswith(".") and loader_of(file)]
+        found = sorted(path.rglob("*"), key=Path.as_posix)  # everywhere the same: "B" before "a"
+        found = [file for file in found if file.is_file() and loader_of(file)]
+        files = [file for file in found if not file.name.startswith(".")]
         files = [file for file in files if file.name not in beside_data] or files
     kinds = {loader_of(file) for file in files} - {None}
     if len(kinds) != 1:
@@ -179,7 +180,7 @@ def read_slice(
         ranges = ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as e:
         raise ValueError(f"split={split!r} is not a part of this data. "
-                         f"Splits: {', '.join(parts)}; e.g. 'train[:100]'.") from e
+                         f"Splits: {', '.join(parts)}; e.g. train[:100].") from e
     taken = []
     for r in ranges:
         part = parts[r.splitname]
@@ -272,8 +273,9 @@ def is_path(
     name_or_path, # what a user gave
 ) -> bool: # False: a Hub id
     "Whether a name is meant as a path, be it there or not"
-    path = Path(name_or_path).expanduser()
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
     if path.exists() or path.is_absolute():
         return True
-    written_as_path = str(name_or_path).startswith((".", "~"))
+    of_windows = "\\" in name or bool(PureWindowsPath(name).drive)
+    written_as_path = name.startswith((".", "~")) or of_windows
     return written_as_path or len(path.parts) > 2 or loader_of(path) is not None

@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 
 from datasets import Dataset, Features, List, Value
 
-from .cache import cache_folder, fingerprint
+from .cache import fingerprint, from_cache, made_once, write_stream
 
 # %% ../../nbs/data/python_docs.ipynb #b1b6c522
 heading_pattern = re.compile(r"^(\S.*)\n([*=\-~^\"])\2{2,}\n", re.MULTILINE)
@@ -89,7 +89,7 @@ skipped_folders = {
 def library_docstrings() -> Iterator[tuple[str, str]]: # (name, docstring)
     "Of every module, class and function of the standard library's Python sources"
     root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted(root.rglob("*.py"), key=Path.as_posix):
         parts = path.relative_to(root).with_suffix("").parts
         if skipped_folders & set(parts) or parts[0].startswith("config-"):
             continue
@@ -150,6 +150,10 @@ def python_docs(
     if part not in ("task", "base"):
         raise ValueError(f"part={part!r} is not a part of python-docs. Use 'task' or 'base'.")
     key = fingerprint("python-docs", part, corpus_version, sys.version)
-    return Dataset.from_generator(
-        task_records if part == "task" else base_records,
-        features=eli5_features(), cache_dir=str(cache_folder("corpus")), fingerprint=key)
+
+    def make(folder):
+        records = task_records() if part == "task" else base_records()
+        corpus = Dataset.from_list(list(records), features=eli5_features())
+        write_stream(folder/f"{key}.arrow", corpus.data.schema, corpus.data.to_batches())
+
+    return from_cache(made_once("corpus", key, make)/f"{key}.arrow")

@@ -15,6 +15,7 @@ import re
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from ..progress import few_lines
 from .hub import base_or_other, first_line, local_or_hub
 
 _log = logging.getLogger("clm_nb")
@@ -37,6 +38,7 @@ def train_tokenizer(
                                    eos_token=end_of_text, clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/data/tokenizer.ipynb #9b62754b
+@few_lines()
 def load_tokenizer(
     name_or_path="python-docs-gpt2", # Hub id, folder, or `python-docs-gpt2`
     revision: str | None = None, # branch, tag or commit on the Hub

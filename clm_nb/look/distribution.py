@@ -21,7 +21,7 @@ def entropy_bits(
     probabilities: torch.Tensor, # (vocabulary,)
 ) -> float:
     "The entropy of a distribution in bits; what has no probability adds nothing"
-    return float(torch.special.entr(probabilities.double()).sum())/math.log(2)
+    return float(torch.special.entr(probabilities.cpu().double()).sum())/math.log(2)
 
 # %% ../../nbs/look/distribution.ipynb #a388199b
 def percent(share: float) -> str:
@@ -68,9 +68,10 @@ def distribution(
     n: int = 15, # how many of the likeliest to list
 ) -> Distribution:
     "What the options make of the next token's distribution"
-    scores = sampling_scores(logits[None], temperature, top_k, top_p)[0]
-    before = sampling_scores(logits[None], 1.0, 0, 1.0)[0].softmax(-1)
-    tempered = sampling_scores(logits[None], temperature, 0, 1.0)[0].softmax(-1).double()
+    logits = logits.cpu()[None]  # Apple's GPUs know no float64
+    scores = sampling_scores(logits, temperature, top_k, top_p)[0]
+    before = sampling_scores(logits, 1.0, 0, 1.0)[0].softmax(-1)
+    tempered = sampling_scores(logits, temperature, 0, 1.0)[0].softmax(-1).double()
     after, kept = scores.softmax(-1), scores.isfinite()
     top = before.topk(min(n, len(before))).indices
     ids = top.tolist()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from fastcore.basics import patch
 
+from ..data.cache import fingerprint
 from ..ledger import Ledger, check_ledger
 from .html import element, framed, hatching, svg_rect, svg_text
 
@@ -211,8 +212,10 @@ def _repr_html_(self: LedgerFlow):
     below = [sum(max(max(height, 2) + 12, 46) for _, height in bar.dropped) for bar in bars]
     picture = element("svg", *pieces, viewBox=f"0 0 900 {top + 188 + max(below):.0f}",
                       width="100%", role="img", aria_label=str(self),
-                      style="max-width:900px;display:block;font-family:sans-serif")
-    return framed(element("b", escape(self.split)), picture)
+                      style="min-width:600px;max-width:900px;display:block;font-family:sans-serif")
+    wide = element("div", picture, style="overflow-x:auto") # on a phone it scrolls, and can be read
+    own = f"clm-flow-{fingerprint(self.split, str(self))[:6]}" # no two pictures share an id
+    return framed(element("b", escape(self.split)), wide).replace("clm-flow-hatch", own)
 
 # %% ../../nbs/look/flow.ipynb #b5c639dc
 def ledger_flow(

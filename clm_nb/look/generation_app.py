@@ -9,6 +9,7 @@ __all__ = ['app_style', 'no_answers', 'GenerationApp', 'columns']
 
 # %% ../../nbs/look/generation_app.ipynb #imports
 import random, threading, time
+import weakref
 from html import escape
 
 from fastcore.basics import patch
@@ -54,10 +55,11 @@ class GenerationApp(LiveView):
 # %% ../../nbs/look/generation_app.ipynb #b17e669a
 @patch
 def _connect(self: GenerationApp):
+    me = weakref.proxy(self) # ipywidgets keeps every widget, but not the models of a dropped app
     for name in ("generate", "stop", "clear", "new_seed"):
         button = getattr(self, f"{name}_button")
-        button.on_click(lambda click, name=name: getattr(self, name)())
-    self.mode.observe(self._mode_changed, "value")
+        button.on_click(lambda click, name=name: getattr(me, name)())
+    self.mode.observe(lambda change: me._mode_changed(), "value")
     self._mode_changed()
 
 
@@ -214,7 +216,8 @@ def _remember(self: GenerationApp, run: Generation):
     self.history.append(run)
     button = Button(description="Use again", icon="undo",
                     layout=Layout(width="120px", flex="0 0 auto"))
-    button.on_click(lambda click: self.recall(run))
+    me = weakref.proxy(self)
+    button.on_click(lambda click: me.recall(run))
     html = HTML(answer_row(len(self.history), run),
                 layout=Layout(flex="1 1 auto", width="auto", min_width="0"))
     layout = Layout(flex="0 0 auto", align_items="flex-start", grid_gap="16px")

@@ -165,7 +165,7 @@ def extremes_html(
     n: int, # rows of each table
 ) -> str: # HTML
     "Tables of the tokens with the highest loss and of those on which most was learnt"
-    tables = [("The dearest tokens", m.worst(n))]
+    tables = [("The tokens with the highest loss", m.worst(n))]
     if m.base is not None:
         tables.append(("Most learnt", m.most_learnt(n)))
     parts = [f'<div class="h"><b>{head}</b></div>'

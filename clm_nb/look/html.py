@@ -102,5 +102,6 @@ class LiveView:
         text = {"text/plain": repr(self)}
         if notebook_shell() != "live":
             return text | {"text/html": self._repr_html_()}
+        self.ui.shown_by = self # a view on the page lives as long as the page does
         view = {"model_id": self.ui.model_id, "version_major": 2, "version_minor": 0}
         return text | {"application/vnd.jupyter.widget-view+json": view}

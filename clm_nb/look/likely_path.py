@@ -173,7 +173,7 @@ def ask(self: Explored):
     "Run the models on the ids, if they are others than last time; what can't be run is in `error`"
     if self._asked == self.ids:
         return
-    self.error, self._answers, self._asked = "", {}, self.ids
+    self.error, self._answers, self._asked = "", {}, []  # nothing, if this is interrupted
     answers = {}
     try:
         for name, model in self.models.items():
@@ -182,6 +182,7 @@ def ask(self: Explored):
         self._answers = answers
     except Exception as e:
         self.error = str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"
+    self._asked = self.ids
 
 # %% ../../nbs/look/likely_path.ipynb #faf60893
 def checked_options(

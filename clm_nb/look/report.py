@@ -203,7 +203,7 @@ def write_report(
     folder = Path(folder)
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
-    page = report_html(json.loads((folder/"run.json").read_text()), views)
+    page = report_html(json.loads((folder/"run.json").read_bytes()), views)
     new = folder/"report.new"
     new.write_text(page, encoding="utf-8")
     return new.replace(folder/"report.html")

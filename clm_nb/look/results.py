@@ -183,9 +183,10 @@ def _repr_html_(self: Results):
     head = "".join(f'<th style="{_cell}width:{width}%">{escape(name)}</th>' for name in names)
     mean = ", ".join(f"{escape(name)} <b>{loss:.2f}</b>" for name, loss in self.losses.items())
     rows = "".join(map(row_html, self.rows))
-    return ('<div style="font:15px sans-serif;color:inherit">'
-            '<table style="border-collapse:collapse;width:100%;table-layout:fixed;font-size:15px">'
-            f'<tr style="background:transparent">{head}</tr>{rows}</table>'
+    return ('<div style="font:15px sans-serif;color:inherit"><div style="overflow-x:auto">'
+            '<table style="border-collapse:collapse;width:100%;min-width:40em;table-layout:fixed;'
+            'font-size:15px">'
+            f'<tr style="background:transparent">{head}</tr>{rows}</table></div>'
             '<p style="margin:8px 0">Nats per token of the truth, mean of these rows: '
             f'{mean}</p></div>')
 

@@ -144,18 +144,19 @@ def serve_page(
     ready, # called with the address when the server answers
 ) -> None:
     "Serve the notebook until Ctrl-C or SIGTERM; then end its kernels"
-    from tornado.ioloop import IOLoop
+    from tornado.ioloop import IOLoop, PeriodicCallback
     from traitlets.config import Config
     from voila.app import Voila
     app = Voila(config=Config(voila_settings(port, path)), config_file_paths=[])
-    loop = IOLoop.current()
     app.initialize([])
+    loop = IOLoop.current()  # not before: on Windows, Voilà has chosen another kind by now
 
     def stop(*_):
         loop.add_callback_from_signal(loop.stop)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     loop.add_callback(ready, f"http://127.0.0.1:{port}/")
+    PeriodicCallback(lambda: None, 500).start()  # Windows looks for Ctrl-C when the loop wakes
     try:
         app.start()
     finally:

@@ -96,13 +96,10 @@ def has_mkl() -> bool:
 def packing_works() -> bool:
     "Whether a `PackedLinear` gives what its layer gives, with the PyTorch that is here"
     def same():
-        torch_layer, conv = torch.nn.Linear(3, 2), Conv1D(2, 3)
+        layers = torch.nn.Linear(3, 2), Conv1D(2, 3)
         rows = torch.tensor([[1.0, 2, 3], [-1, 0, 1]])
-        for layer in (torch_layer, conv):
-            theirs, ours = layer(rows), PackedLinear(layer, 2)(rows)
-            if ours.dtype != theirs.dtype or not torch.allclose(ours, theirs, atol=1e-4):
-                return False
-        return True
+        pairs = [(PackedLinear(layer, 2)(rows), layer(rows)) for layer in layers]
+        return all(a.dtype == b.dtype and torch.allclose(a, b, atol=1e-4) for a, b in pairs)
 
     with torch.no_grad(), torch.random.fork_rng():
         return works("a layer in MKL's order", same,
@@ -222,8 +219,7 @@ def cache_name(
 ) -> str | None: # None: it takes no cache of this kind
     "The argument of a model's `forward` by which it takes a cache"
     taken = inspect.signature(model.forward).parameters
-    names = ("cache", "past_key_values") # the second one before transformers 5.24
-    return next((name for name in names if name in taken), None)
+    return next((name for name in ("cache", "past_key_values") if name in taken), None)
 
 
 def roomy_cache(
@@ -241,22 +237,20 @@ def roomy_cache(
 # %% ../../nbs/model/inference.ipynb #cda5cdcf
 def cached(
     kind: type, # of a layer of a cache
-) -> list: # (keys, values) after each step
+) -> list: # tensors: the keys and values after each step, and how many there are in the end
     "What a layer gives for tokens that come in parts"
-    layer, seen = kind(), []
-    states = torch.arange(2*1*7*2.0).view(2, 1, 7, 2) # prompts, heads, tokens, width
-    for part in states[:, :, :3], states[:, :, 3:4], states[:, :, 4:]:
-        seen.append(layer.update(part, -part))
+    layer, states = kind(), torch.arange(28.0).view(2, 1, 7, 2) # prompts, heads, tokens, width
+    seen = [x for part in states.split([3, 1, 3], 2) for x in layer.update(part, -part)]
     layer.batch_select_indices(torch.tensor([1]))
-    return [*seen, layer.update(states[1:], states[1:]), (layer.get_seq_length(),)]
+    seen += layer.update(states[1:], states[1:])
+    return [*seen, torch.tensor(layer.get_seq_length())]
 
 
 def room_works() -> bool:
     "Whether a cache with room gives what `transformers`' own gives"
     def same():
         plain, roomy = cached(DynamicLayer), cached(roomy_layer())
-        pairs = [pair for both in zip(plain, roomy, strict=True) for pair in zip(*both, strict=True)]
-        return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in pairs)
+        return all(torch.equal(a, b) for a, b in zip(plain, roomy, strict=True))
 
     return works("a cache with room", same, "Several prompts take longer, with the usual cache",
                  "transformers")
@@ -290,15 +284,12 @@ def halve_cache(
 def halving_works() -> bool:
     "Whether a layer of the cache goes on in bf16 when what it keeps was brought to bf16"
     def same():
-        states = torch.arange(8.0).view(1, 1, 4, 2)
-        layer = DynamicLayer()
+        layer, states = DynamicLayer(), torch.arange(8.0).view(1, 1, 4, 2)
         layer.update(states, states)
         halve_cache([layer])
-        half = states.bfloat16()
-        keys, values = layer.update(half, half)
-        twice = torch.cat([half, half], -2)
-        right = torch.equal(keys, twice) and torch.equal(values, twice)
-        return right and keys.dtype == values.dtype == torch.bfloat16
+        both = layer.update(states.bfloat16(), states.bfloat16())
+        twice = torch.cat([states, states], -2).bfloat16()
+        return all(x.dtype == twice.dtype and torch.equal(x, twice) for x in both)
 
     return works("a cache brought to bf16", same, "Texts take longer, in float32", "transformers")
 

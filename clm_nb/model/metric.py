@@ -15,6 +15,7 @@ import numpy as np
 from datasets import Features, List, Value
 from fastcore.basics import patch
 
+from ..data.valid_json import without_nan
 from .loss import logit_losses
 
 # %% ../../nbs/model/metric.ipynb #e3313f02
@@ -49,8 +50,8 @@ def interval(self: Perplexity) -> tuple[float, float] | None:
 # %% ../../nbs/model/metric.ipynb #7dec06b3
 @patch
 def to_dict(self: Perplexity) -> dict:
-    "All figures by their names, ready for JSON"
-    return vars(self) | {"perplexity": self.perplexity, "interval": self.interval}
+    "All figures by their names, ready for JSON: what isn't finite is None"
+    return without_nan(vars(self) | {"perplexity": self.perplexity, "interval": self.interval})
 
 # %% ../../nbs/model/metric.ipynb #daa1030a
 def _figures(p: Perplexity) -> dict[str, str]:

@@ -106,7 +106,8 @@ def padded_batches(
     rows: Iterator[ScoredRow], # an iterator
     batch_size: int, # rows at a time
 ) -> Iterator[tuple]: # (arguments of a `Scorer`, (batch, block-1) counted, (batch,) documents)
-    "So many rows at a time, padded on the right"
+    "So many rows at a time, padded on the right; rows without anything to predict are passed over"
+    rows = (row for row in rows if np.any(row.counted[1:]))
     while batch := list(islice(rows, batch_size)):
         ones = [np.ones(len(row.input_ids), bool) for row in batch]
         arguments = dict(input_ids=right_padded([row.input_ids for row in batch]),

@@ -8,17 +8,21 @@ Docs: https://clm-nb.github.io/clm_nb/training/sampler.html.md"""
 __all__ = ['Sampler']
 
 # %% ../../nbs/training/sampler.ipynb #imports
+import logging
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-import torch
 from fastcore.basics import patch
 
+from ..data.hub import first_line
 from ..model.model import context_length, forward_kept
 from ..model.sampling import prompt_ids
 from ..generate import generate
 
 # %% ../../nbs/training/sampler.ipynb #ee68c57d
+_log = logging.getLogger("clm_nb")
+
+
 @contextmanager
 def _own_forward(model, forward=None):
     "Inside, the model has the `forward` from before a trainer wrapped it; None: that of its class"
@@ -48,14 +52,20 @@ class Sampler:
         self.forward = vars(model).get("forward")
         self.options = dict(max_new_tokens=int(min(max_new_tokens, context - length)), seed=seed,
                             temperature=temperature)
-        self.seconds = 0.0 # spent on texts so far
+        self.seconds, self.failed = 0.0, False # spent on texts; whether one couldn't be made
 
 
 @patch
-def __call__(self: Sampler, model) -> str | None: # None where there was no memory for it
+def __call__(self: Sampler, model) -> str | None: # None where it couldn't
     "What the model adds to the prompt"
     start = time.perf_counter()
-    with suppress(torch.OutOfMemoryError), _own_forward(model, self.forward):
-        text = generate(model, self.tokenizer, self.prompt, return_full_text=False, **self.options)
+    try:
+        with _own_forward(model, self.forward):
+            return generate(model, self.tokenizer, self.prompt, return_full_text=False,
+                            **self.options)
+    except Exception as error:  # a text is never worth a run
+        if not self.failed:
+            _log.warning("No text at this evaluation: %s", first_line(error))
+        self.failed = True
+    finally:
         self.seconds += time.perf_counter() - start
-        return text

@@ -18,6 +18,8 @@ from unittest import mock
 from fastcore.basics import patch
 from transformers import Trainer
 
+from ..data.hub import hub_words
+
 # %% ../../nbs/training/share.ipynb #051efc7a
 def push_error(
     error: Exception, # from a client of the Hub
@@ -29,11 +31,13 @@ def push_error(
     if not (of_system or of_client):
         return error # a file of ours, a wrong name, a bug
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 403 and hub_words(error):  # e.g. that the storage is full
+        return PermissionError(f"the Hub refused (403){hub_words(error)}")
     if status in (401, 403):
         return PermissionError(f"the Hub refused ({status}). Check hub_token= and hub_model_id=, "
                                "or log in again (`hf auth login`).")
     if status:
-        return ConnectionError(f"the Hub answered {status}.")
+        return ConnectionError(f"the Hub answered {status}{hub_words(error)}.")
     return ConnectionError(f"the Hub can't be reached ({type(error).__name__}).")
 
 # %% ../../nbs/training/share.ipynb #2396404e

@@ -29,6 +29,7 @@ def rows_per_step(
 class Throughput(TrainerCallback):
     "Tokens per second, and which share of what the machine's matrix products reach that is"
     utilisation = None # until the end, and where it can't be known
+    share = 0.0 # of what is possible, for each token a second
 
     def __init__(self, tokens_per_row: int):
         self.tokens_per_row, self.seconds, self.steps, self.rate = tokens_per_row, 0.0, 0, 0.0
@@ -70,15 +71,21 @@ def _training_dtype(args: TrainingArguments, model) -> torch.dtype:
 
 
 @patch
-def on_train_end(self: Throughput, args, state, control, model=None, **kwargs):
-    self.dtype = _training_dtype(args, model)
-    if not state.is_world_process_zero:
+def on_train_begin(self: Throughput, args, state, control, model=None, **kwargs):
+    "Measure what could be reached, so that nothing stands between the last step and the saving"
+    if model is None or not state.is_world_process_zero:
         return
+    self.dtype = _training_dtype(args, model)
     with suppress(torch.OutOfMemoryError):
-        reached = self.rate*training_flops(model, self.tokens_per_row)
         possible = matmul_rate(args.device.type, self.dtype)*args.world_size
-        if 0 < reached <= possible:
-            self.utilisation = reached/possible
+        self.share = training_flops(model, self.tokens_per_row)/possible
+
+
+@patch
+def on_train_end(self: Throughput, args, state, control, **kwargs):
+    reached = self.rate*self.share
+    if 0 < reached <= 1:
+        self.utilisation = reached
 
 
 @patch

@@ -9,6 +9,7 @@ __all__ = ['RunTrainer', 'CausalTrainer', 'sum_type', 'filling_token', 'eos_mask
 
 # %% ../../nbs/training/trainer.ipynb #imports
 import copy
+import time
 
 import torch
 from fastcore.basics import patch
@@ -19,14 +20,18 @@ from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
-from .share import HubTrainer
+from .checkpoint import CheckpointTrainer
+from .diverged import WatchGradients
 from .sampler import Sampler
+from .trial import counting_works
 from .watch import LiveTraining
 
 # %% ../../nbs/training/trainer.ipynb #7548a265
-class RunTrainer(HubTrainer):
+class RunTrainer(CheckpointTrainer):
     "`Trainer` that logs speed and texts, writes our card, and leaves the model as it was"
     live = None # the `LiveTraining` that watches, if any
+    earlier = 0.0 # seconds that the run took before it was interrupted
+    ends_at_nan = False # whether a loss that isn't finite ends the run
 
 
 @patch
@@ -40,6 +45,11 @@ def log(self:RunTrainer, logs, *args, **kwargs):
     "Note what is to be logged, and the speed beside a training loss"
     if self.live and "loss" in logs:
         logs["tokens_per_second"] = round(self.live.recent(self.args), 1)
+    if "train_runtime" in logs and self.earlier:
+        seconds = logs["train_runtime"] + self.earlier
+        for name in ("train_samples_per_second", "train_steps_per_second"):
+            logs[name] *= logs["train_runtime"]/seconds
+        logs["train_runtime"] = seconds
     super(RunTrainer, self).log(logs, *args, **kwargs)
 
 
@@ -54,10 +64,55 @@ def evaluate(self:RunTrainer, *args, **kwargs):
 
 # %% ../../nbs/training/trainer.ipynb #605f710b
 @patch
-def train(self:RunTrainer, *args, **kwargs):
+def train(self:RunTrainer, resume_from_checkpoint=None, **kwargs):
     "Train; afterwards the model computes in its own precision again"
-    with forward_kept(self.model):
-        return super(RunTrainer, self).train(*args, **kwargs)
+    before, self.began = self.args.eval_on_start, time.perf_counter()
+    self.args.eval_on_start = before and not resume_from_checkpoint
+    try:
+        with forward_kept(self.model):
+            return super(RunTrainer, self).train(resume_from_checkpoint, **kwargs)
+    finally:
+        self.args.eval_on_start = before
+
+# %% ../../nbs/training/trainer.ipynb #2e828942
+_clock = ("seconds", "steps", "first") # of the `LiveTraining`
+
+
+@patch
+def progress(self:RunTrainer):
+    "What has been counted so far, with the times"
+    known = dict(runtime=self.earlier + time.perf_counter() - self.began)
+    if self.live:
+        known["clock"] = {name: getattr(self.live, name) for name in _clock}
+    return super(RunTrainer, self).progress() | known
+
+
+@patch
+def restore(self:RunTrainer, progress):
+    "Count on from there"
+    super(RunTrainer, self).restore(progress)
+    self.earlier = progress["runtime"]
+    if self.live:
+        vars(self.live).update(progress.get("clock", {}))
+        self.live.asked = self.live.steps, self.live.seconds
+
+# %% ../../nbs/training/trainer.ipynb #374a0a73
+@patch
+def _run_epoch(self:RunTrainer, **kwargs):
+    "An epoch; none where all steps are done"
+    if self.state.global_step >= self.state.max_steps:
+        self.control.should_training_stop = True
+        return
+    super(RunTrainer, self)._run_epoch(**kwargs)
+
+
+@patch
+def training_step(self:RunTrainer, *args, **kwargs):
+    "One batch forward and backward, with a loss that is a finite number"
+    loss = super(RunTrainer, self).training_step(*args, **kwargs)
+    if self.ends_at_nan and not torch.isfinite(loss):
+        raise self.diverged(f"the loss is {loss.item()}")
+    return loss
 
 # %% ../../nbs/training/trainer.ipynb #be93a904
 @patch
@@ -127,13 +182,34 @@ def log(self:CausalTrainer, logs, *args, **kwargs):
         self.seen = self.seen | {name: 0}
     super(CausalTrainer, self).log(logs, *args, **kwargs)
 
+# %% ../../nbs/training/trainer.ipynb #8f569afc
+@patch
+def progress(self:CausalTrainer):
+    "What has been counted so far, with the exact sums"
+    seen = {}
+    for name, sums in self.seen.items():
+        if torch.is_tensor(sums):
+            seen[name] = self.accelerator.reduce(sums.clone(), "sum").tolist()
+    return super(CausalTrainer, self).progress() | dict(seen=seen)
+
+
+@patch
+def restore(self:CausalTrainer, progress):
+    "Count on from there; the first process counts for all"
+    super(CausalTrainer, self).restore(progress)
+    device = self.args.device
+    for name, sums in progress.get("seen", {}).items():
+        if self.is_world_process_zero():
+            saved = torch.tensor(sums, dtype=sum_type(device), device=device)
+            self.seen = self.seen | {name: saved}
+
 # %% ../../nbs/training/trainer.ipynb #d04e2f19
 @patch
-def train(self:CausalTrainer, *args, **kwargs):
+def train(self:CausalTrainer, resume_from_checkpoint=None, **kwargs):
     "Train, without logits where the model allows it"
     with step_loss(self.model, self.args) as self.fused:
         try:
-            return super(CausalTrainer, self).train(*args, **kwargs)
+            return super(CausalTrainer, self).train(resume_from_checkpoint, **kwargs)
         finally:
             self.fused = False
 
@@ -185,11 +261,14 @@ def make_trainer(
     optimizer=None, # a `torch.optim.Optimizer`; None: the one that `args.optim` names
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
     sampler: Sampler | None = None, # what makes a text at each evaluation
+    ends_at_nan: bool = False, # a loss or gradient that isn't finite ends the run
 ) -> RunTrainer:
     "A `Trainer` that is ready to go"
     if exact_loss:
         kind, collator = CausalTrainer, CausalCollator(filling_token(tokenizer))
         rows = {split: BlockRows.of(part) for split, part in blocks.items()}
+        if not counting_works(kind, args):
+            kind = RunTrainer
     else:
         kind, collator, rows = RunTrainer, eos_masking_collator(tokenizer), blocks
     live = LiveTraining(len(blocks["train"][0]["input_ids"]), not args.disable_tqdm, sampler)
@@ -199,6 +278,9 @@ def make_trainer(
                    callbacks=[live, *callbacks], optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
     trainer.live = live
+    trainer.ends_at_nan = ends_at_nan
+    if ends_at_nan:
+        trainer.add_callback(WatchGradients(trainer))
     if sampler and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("sample_prompt= needs the whole model in one process, and it is sharded. "
                          "Leave sample_prompt out.")

@@ -199,6 +199,7 @@ def draws(self: LiveTraining) -> bool:
 
 @patch
 def on_train_begin(self: LiveTraining, args, state, control, **kwargs):
+    Throughput.on_train_begin(self, args, state, control, **kwargs)
     self.state, self.began, self.elapsed, self.running = state, time.perf_counter(), 0.0, True
     self.first_step = state.global_step
     self.show = self.show and state.is_world_process_zero

@@ -87,7 +87,7 @@ def test_near_copies_in_one_file_are_found_after_the_split(tmp_path, cache):
     rng = random.Random(2)
     texts = [" ".join(rng.choices(words, k=100)) for _ in range(50)]
     texts += [changed(t, 2, rng) for t in texts]
-    (tmp_path/"texts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
+    (tmp_path/"texts.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts), encoding="utf-8")
     plain, mended = (load_corpus(tmp_path/"texts.jsonl", dedupe=dedupe) for dedupe in (False, True))
     assert len(leakage(plain).leaked(False)) > 5 and leakage(mended).leaks == []
     assert set(mended["test"]["text"]) < set(plain["test"]["text"]) and mended["train"][:] == plain["train"][:]

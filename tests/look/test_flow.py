@@ -51,12 +51,12 @@ def test_the_flow_balances_and_has_no_number_of_its_own(ledger):
     assert shown <= known
     dropped = {f"✗ {n:,}" for entry in ledger.entries.values() for k, n in entry.items() if k.startswith("dropped") and n}
     assert dropped == {t for t in texts if t and t.startswith("✗")}
-    for step, (taken, given, *lost) in zip(flow.steps, flow.heights()):
+    for step, (taken, given, *lost) in zip(flow.steps, flow.heights(), strict=True):
         assert step.taken[1] == step.given[1] + sum(n for _, n in step.dropped)
         assert taken == pytest.approx(given + sum(lost))
     for (_, given, *_), (taken, *_) in zip(flow.heights(), flow.heights()[1:]): assert taken == pytest.approx(given)
-    for step, (taken, given, *lost) in zip(flow.steps, flow.heights()):
-        for (_, n), h in zip((step.given, *step.dropped), (given, *lost)): assert h*step.taken[1] == pytest.approx(n*taken)
+    for step, (taken, given, *lost) in zip(flow.steps, flow.heights(), strict=True):
+        for (_, n), h in zip((step.given, *step.dropped), (given, *lost), strict=True): assert h*step.taken[1] == pytest.approx(n*taken)
 
 
 def test_widths_from_tokens_on_are_in_proportion_to_tokens():

@@ -87,9 +87,9 @@ def test_a_run_that_only_began_has_a_report():
 
 
 def test_an_older_report_stays_until_the_new_one_is_whole(tmp_path):
-    (tmp_path/"run.json").write_text(json.dumps(run_json("first")))
+    (tmp_path/"run.json").write_text(json.dumps(run_json("first")), encoding="utf-8")
     assert "first" in write_report(tmp_path).read_text(encoding="utf-8")
-    (tmp_path/"run.json").write_text("{")
+    (tmp_path/"run.json").write_text("{", encoding="utf-8")
     with pytest.raises(ValueError): write_report(tmp_path)
     assert "first" in (tmp_path/"report.html").read_text(encoding="utf-8")
     assert {p.name for p in tmp_path.iterdir()} == {"run.json", "report.html"}

@@ -16,7 +16,7 @@ def test_losses_are_those_of_plain_transformers(family):
     model = tiny.families[family]()
     pairs = held_out_pairs(texts, tokenizer, n=3, prompt_tokens=5, truth_tokens=30)
     assert len({len(truth) for _, truth in pairs}) > 1  # rows of different lengths, so that some are padded
-    for loss, (prompt, truth) in zip(continuation_losses(model, tokenizer, pairs), pairs):
+    for loss, (prompt, truth) in zip(continuation_losses(model, tokenizer, pairs), pairs, strict=True):
         start = tokenizer(prompt)["input_ids"]
         ids = torch.tensor([start + truth])
         with torch.no_grad(): logits = model(ids).logits[0].double().log_softmax(-1)

@@ -1,5 +1,5 @@
 "The page of `clm_nb app` without a browser: what it shows, what it refuses, how it starts and ends"
-import json, os, re, signal, socket, subprocess, sys, urllib.error, urllib.request
+import json, os, re, signal, socket, subprocess, sys, threading, urllib.error, urllib.request
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def save(folder, source=None, **kwargs):
     "A tiny model's folder; a run folder where `source` is given"
     tiny.gpt2(**kwargs).save_pretrained(folder)
     tiny.tokenizer().save_pretrained(folder)
-    if source is not None: (folder/"run.json").write_text(json.dumps(dict(source=source)))
+    if source is not None: (folder/"run.json").write_text(json.dumps(dict(source=source)), encoding="utf-8")
     return folder
 
 
@@ -26,7 +26,7 @@ def run(tmp_path): return save(tmp_path/"run", dict(model_name_or_path=str(save(
     (dict(model_name_or_path="owner/model"), "owner/model, is not on this machine"),
     (dict(model_name_or_path="/no/such/folder"), "/no/such/folder, is not on this machine")])
 def test_a_run_without_a_base_says_why(tmp_path, source, says):
-    if source is not None: (tmp_path/"run.json").write_text(json.dumps(dict(source=source)))
+    if source is not None: (tmp_path/"run.json").write_text(json.dumps(dict(source=source)), encoding="utf-8")
     base, note = find_base(tmp_path)
     assert base is None and says in note
     assert find_models(tmp_path).names() == {tmp_path.name: str(tmp_path)}
@@ -34,7 +34,7 @@ def test_a_run_without_a_base_says_why(tmp_path, source, says):
 
 @pytest.mark.parametrize("text", ["", "[1", "[1]", "null"])
 def test_a_broken_run_json_costs_the_base_only(tmp_path, text):
-    (tmp_path/"run.json").write_text(text)
+    (tmp_path/"run.json").write_text(text, encoding="utf-8")
     assert find_base(tmp_path) == (None, "Its run.json can't be read.")
 
 
@@ -47,9 +47,9 @@ def test_a_base_in_the_hubs_cache_is_found_without_network(tmp_path, monkeypatch
     commit, repo = "a"*40, tmp_path/"models--owner--model"
     snapshot = save(repo/"snapshots"/commit)
     (repo/"refs").mkdir()
-    (repo/"refs"/"main").write_text(commit)
+    (repo/"refs"/"main").write_text(commit, encoding="utf-8")
     for revision in (None, "main", commit):
-        (tmp_path/"run.json").write_text(json.dumps(dict(source=dict(model_name_or_path="owner/model", revision=revision))))
+        (tmp_path/"run.json").write_text(json.dumps(dict(source=dict(model_name_or_path="owner/model", revision=revision))), encoding="utf-8")
         assert find_base(tmp_path) == (str(snapshot), "")
     (snapshot/"model.safetensors").unlink()
     assert find_base(tmp_path)[0] is None  # a config alone is no model
@@ -103,7 +103,7 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
     from jupyter_client.kernelspec import KernelSpecManager
     other = tmp_path/"home"/"kernels"/"clm_nb"
     other.mkdir(parents=True)
-    (other/"kernel.json").write_text(json.dumps(dict(argv=["other"], display_name="other", language="python")))
+    (other/"kernel.json").write_text(json.dumps(dict(argv=["other"], display_name="other", language="python")), encoding="utf-8")
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path/"home"))
     notebook = nbformat.read(write_page(tmp_path/"page", app_notebook(Comparison("/run"))), 4)
     for name, value in page_environment(tmp_path/"page").items(): monkeypatch.setenv(name, value)
@@ -207,3 +207,36 @@ def test_a_killed_server_leaves_no_kernel(run):
     process.kill()
     process.communicate()
     assert len(kernels) == 1 and not psutil.wait_procs(kernels, timeout=tiny.patience)[1]
+
+
+of_windows = """
+import asyncio
+from voila.app import Voila
+initialize = Voila.initialize
+def other_policy(self, *given):
+    asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
+    return initialize(self, *given)
+Voila.initialize = other_policy
+"""
+interrupted_elsewhere = """
+import signal, sys, threading
+def interrupt():
+    sys.stdin.readline()
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+threading.Thread(target=interrupt, daemon=True).start()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="on Windows, both are so without us")
+def test_the_server_starts_and_ends_as_on_windows(run):
+    "Voilà chooses another kind of event loop while it starts; Ctrl-C doesn't wake a loop that waits"
+    process = subprocess.Popen([sys.executable, "-c", of_windows + interrupted_elsewhere + command, "app", "--model", str(run)],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    late = threading.Timer(90, process.kill)
+    late.start()
+    try:
+        assert "http://127.0.0.1:" in process.stdout.readline()
+        assert process.communicate("now\n", timeout=20)[0] == "clm_nb app: stopped\n" and process.returncode == 0
+    finally:
+        late.cancel()
+        process.kill()

@@ -43,14 +43,14 @@ def test_it_is_there_without_network_cache_or_wait(tmp_path):
     "no file is made, no lock taken, and nothing trained: a cache folder that can't be made isn't missed"
     code = "from clm_nb.core import load_model, load_tokenizer; m = load_model('python-docs-gpt2'); " \
            "print(m.num_parameters(), m.dtype, len(load_tokenizer('python-docs-gpt2')))"
-    (tmp_path/"file").write_text("")
+    (tmp_path/"file").write_text("", encoding="utf-8")
     printed = answer(python(code, CLM_NB_CACHE=tmp_path/"file"/"cache", HF_HUB_OFFLINE="1"))
     assert printed.split() == [str(figures["parameters"]), "torch.float32", str(figures["shape"]["vocab_size"])]
 
 
 def test_its_name_and_its_folder_are_one_model():
     by_name, by_folder = load_model("python-docs-gpt2"), load_model(folder)
-    for one, other in zip(by_name.parameters(), by_folder.parameters()): assert torch.equal(one, other)
+    for one, other in zip(by_name.parameters(), by_folder.parameters(), strict=True): assert torch.equal(one, other)
     assert load_config("python-docs-gpt2").n_positions == by_name.config.n_positions == figures["shape"]["n_positions"]
     assert load_tokenizer("python-docs-gpt2").get_vocab() == load_tokenizer(folder).get_vocab()
 

@@ -1,7 +1,7 @@
 "The batch that fits, whatever the memory: the rows of a step stay, and all else is as it was"
 import pytest, torch
 from transformers import TrainingArguments
-import clm_nb.model.loss, clm_nb.train, clm_nb.training.settings
+import clm_nb.model.loss, clm_nb.training.plan, clm_nb.training.settings
 from clm_nb.model.loss import linear_cross_entropy
 from clm_nb.training.settings import fit_batch
 from clm_nb.train import train
@@ -58,7 +58,7 @@ def test_where_not_one_row_fits_it_says_so(tmp_path):
 
 
 def test_on_a_cpu_the_batch_is_the_one_asked_for(tmp_path, counted):
-    counted(clm_nb.train, "fit_batch")
+    counted(clm_nb.training.plan, "fit_batch")
     run(tmp_path, gpt2(), max_steps=1)
     assert not counted.calls
 

@@ -18,7 +18,7 @@ def test_the_run_says_how_fast_it_was(tmp_path, capfd, monkeypatch):
     trainer = run(tmp_path, gpt2(), disable_tqdm=False, gradient_accumulation_steps=2, bf16=True)
     out, err = capfd.readouterr()
     (line,) = [line for line in err.splitlines() if "of what matrix products" in line]
-    run_json, live = json.loads((tmp_path/"run.json").read_text()), trainer.live
+    run_json, live = json.loads((tmp_path/"run.json").read_bytes()), trainer.live
     assert line == str(live) and "in bfloat16 reach here" in line and "tokens/s" in line and "tokens/s" not in out
     assert rates == [("cpu", torch.bfloat16)] and live.steps == 3
     assert live.rate == pytest.approx(2*8*16/(live.seconds - live.first))  # the first step, which sets up, isn't counted
@@ -48,7 +48,7 @@ def test_the_speed_that_is_logged_is_that_since_the_last_log(monkeypatch):
 def test_a_share_that_can_not_be_is_left_out(possible, tmp_path, monkeypatch):
     "Where another program kept the machine busy while the products were measured"
     monkeypatch.setattr(clm_nb.training.throughput, "matmul_rate", lambda device, dtype: possible)
-    live, told = run(tmp_path, gpt2()).live, json.loads((tmp_path/"run.json").read_text())
+    live, told = run(tmp_path, gpt2()).live, json.loads((tmp_path/"run.json").read_bytes())
     assert live.utilisation is None and str(live) == f"{live.rate:,.0f} tokens/s" and told["utilisation"] is None
     page = report_training(told)
     assert f"{told['tokens_per_second']:,} tokens/s." in page and "matrix products" not in page

@@ -22,12 +22,12 @@ def test_samples_stand_in_run_json_and_a_resumed_run_has_them_all(tmp_path):
     whole = run(tmp_path/"whole", **settings)
     for name in ("checkpoint-4", "checkpoint-6"): assert (tmp_path/"whole"/name).exists()
     resumed = run(tmp_path/"whole", resume_from_checkpoint=str(tmp_path/"whole/checkpoint-4"), **settings)
-    found = json.loads((tmp_path/"whole/run.json").read_text())
+    found = json.loads((tmp_path/"whole/run.json").read_bytes())
     assert resumed.live.samples == whole.live.samples == found["samples_by_step"] and len(whole.live.samples) == 3
     assert found["sample_prompt"] == prompt
     assert [log["eval_sample"] for log in found["log_history"] if "eval_sample" in log] == [s["text"] for s in whole.live.samples]
     run(tmp_path/"none", **often)
-    assert "samples_by_step" not in json.loads((tmp_path/"none/run.json").read_text())
+    assert "samples_by_step" not in json.loads((tmp_path/"none/run.json").read_bytes())
 
 
 def test_no_text_outside_of_training(tmp_path):

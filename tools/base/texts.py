@@ -38,10 +38,10 @@ def fetch_python(
     (state/"lists"/"partial").mkdir(parents=True)
     (state/"parts").mkdir()
     for path in Path("/etc/apt/sources.list.d").glob("debian*.sources"):
-        (state/"parts"/path.name).write_text(path.read_text().replace("Types: deb\n", "Types: deb-src\n"))
+        (state/"parts"/path.name).write_text(path.read_text(encoding="utf-8").replace("Types: deb\n", "Types: deb-src\n"), encoding="utf-8")
     settings = state/"apt.conf"
     settings.write_text(f'Dir::Etc::SourceList "/dev/null";\nDir::Etc::SourceParts "{state}/parts/";\n'
-                        f'Dir::State::Lists "{state}/lists/";\n')
+                        f'Dir::State::Lists "{state}/lists/";\n', encoding="utf-8")
     for command in (["apt-get", "update"], ["apt-get", "source", "--download-only", "--tar-only", "python3.11=3.11.2-6"]):
         subprocess.run(command, cwd=folder, env=os.environ | {"APT_CONFIG": str(settings)}, stdout=subprocess.DEVNULL)
     found = sorted(folder.glob("python3.11_3.11.2.orig.tar.*"))
@@ -76,7 +76,7 @@ def render(
     folder, first_page, suffix = documentation[release.name]
     settings = Path(tempfile.mkdtemp())  # its own want extensions of its own; what those add is left out
     (settings/"conf.py").write_text(f"root_doc = {first_page!r}\nsource_suffix = {{{suffix!r}: 'restructuredtext'}}\n"
-                                    f"today = 'Nov 29, 2026'\n")  # a page of Django's shows the date of its rendering
+                                    f"today = 'Nov 29, 2026'\n", encoding="utf-8")  # a page of Django's shows the date of its rendering
     subprocess.run([bin/"sphinx-build", "-Q", "-j", "2", "-c", settings, "-b", "text", "-d", tempfile.mkdtemp(),
                     release/folder, to], check=True, env=os.environ | {"LC_ALL": "C.UTF-8"})
 
