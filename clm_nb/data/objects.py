@@ -110,6 +110,9 @@ def check_texts(
         kind = part.features.arrow_schema.field("text").type if "text" in part.features else None
         if kind not in (pa.string(), pa.large_string()):
             raise wrong_column(part, name, "one text a row, in 'text', as flatten() makes it")
+        if not len(part):
+            raise ValueError(f"Split {name!r} holds no texts. Give one with texts, or leave the "
+                             "split out.")
         if part.data.column("text").null_count:
             raise ValueError(f"Split {name!r} has rows in which 'text' is missing. Give the data "
                              "to flatten() first, which leaves them out and counts them.")
