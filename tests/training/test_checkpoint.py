@@ -35,6 +35,13 @@ class At(TrainerCallback):
         if state.global_step == self.step: self.what()
 
 
+class Before(TrainerCallback):
+    "Does something while a step is made"
+    def __init__(self, step, what): self.step, self.what = step, what
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1: self.what()
+
+
 def fails(): raise RuntimeError("out of luck")
 
 
@@ -124,7 +131,7 @@ def test_a_checkpoint_beyond_the_last_step_is_refused(tmp_path):
 def test_more_steps_and_another_learning_rate_are_applied_and_written_down(tmp_path):
     "On the new schedule from the next step on, as a loop over torch's own schedule has it"
     run(tmp_path, **steps | dict(max_steps=4, lr_scheduler_type="linear"))
-    trainer = run(tmp_path, resume_from_checkpoint=True, **steps | dict(learning_rate=4e-3))
+    trainer = run(tmp_path, resume_from_checkpoint=True, **steps | dict(lr_scheduler_type="linear", learning_rate=4e-3))
     rates = [log["learning_rate"] for log in trainer.state.log_history if "learning_rate" in log]
     assert rates[:4] == pytest.approx([1e-2*(1 - i/4) for i in range(4)])
     assert rates[4:] == pytest.approx([4e-3*(1 - i/8) for i in range(4, 8)])
@@ -143,7 +150,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happene
     whole = run(tmp_path/"whole", gpt2(dropout=0.2), **settings)
     before, model = {n: signal.getsignal(n) for n in signals}, gpt2(dropout=0.2)
     with pytest.raises(TrainingStopped, match=f"stopped after step {step} of 8.*checkpoint-{step} holds") as stopped:
-        run(tmp_path/"run", model, callbacks=[At(step, lambda: os.kill(os.getpid(), number))], **settings)
+        run(tmp_path/"run", model, callbacks=[Before(step, lambda: os.kill(os.getpid(), number))], **settings)
     assert stopped.value.status == 128 + number and {n: signal.getsignal(n) for n in signals} == before
     again = run(tmp_path/"run", model, resume_from_checkpoint=True, **settings)
     assert torch.equal(parameters(whole.model), parameters(again.model)) and state(tmp_path/"whole") == state(tmp_path/"run")
