@@ -91,11 +91,10 @@ def perplexity_command(
 ):
     "Print the perplexity of a model on held-out blocks, or on a text"
     parser = _perplexity_parser()
-    given = defaults(PerplexityArguments) | vars(parser.parse_args(argv))
+    given = data_source(defaults(PerplexityArguments) | vars(parser.parse_args(argv)))
     own = {f.name: given.pop(f.name, None) for f in fields(PerplexityArguments)}
     if own["text"] is not None and own["baselines"]:
         parser.error("--baselines needs a data set with a training split, not --text")
-    given = data_source(given)
     if own["text"] is not None and "dataset_name" in given:
         parser.error("--text and a data set are given. Name one of the two")
     as_json = given.pop("json")

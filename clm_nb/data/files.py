@@ -132,7 +132,7 @@ def open_file(
     opens = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return opens.get(file.suffix.lower(), open)(file, "rb")
 
-
+# %% ../../nbs/data/files.ipynb #6d1f0a54
 def check_sample_by(
     sample_by: str, # how records of a text end
     loader: str, # from `local_files`

@@ -45,7 +45,7 @@ def dict_records(
                             f"{type(values).__name__}. Give a list of values for each column.")
     return Dataset.from_dict(dict(data))
 
-
+# %% ../../nbs/data/objects.ipynb #e66d5c0e
 def records_of(
     data, # a `Dataset`, `DatasetDict`, DataFrame, Arrow table, list, dict, generator or stream
     limit: int | None = None, # at most so many records of a stream or a generator
@@ -111,8 +111,7 @@ def check_texts(
         if kind not in (pa.string(), pa.large_string()):
             raise wrong_column(part, name, "one text a row, in 'text', as flatten() makes it")
         if not len(part):
-            raise ValueError(f"Split {name!r} holds no texts. Give one with texts, or leave the "
-                             "split out.")
+            raise ValueError(f"Split {name!r} holds no texts. Fill it, or leave it out.")
         if part.data.column("text").null_count:
             raise ValueError(f"Split {name!r} has rows in which 'text' is missing. Give the data "
                              "to flatten() first, which leaves them out and counts them.")

@@ -45,11 +45,7 @@ def text_columns(
         found |= dict(text_fields(field.name, field.type))
     return found
 
-# %% ../../nbs/data/split.ipynb #63452c26
-usual_columns = ("text", "answers.text", "content")
-chat_columns = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
-
-
+# %% ../../nbs/data/split.ipynb #63452c24
 def other_columns(
     dataset, # a `Dataset`
 ) -> dict: # {name: type}
@@ -73,6 +69,10 @@ def listed_columns(
             if field.name not in {name for t in texts for name in (t, t.split('.')[0])}]
     others = f" Other columns: {', '.join(rest)}." if rest else ""
     return f"Text columns: {', '.join(texts) or 'none'}.{others}"
+
+# %% ../../nbs/data/split.ipynb #63452c26
+usual_columns = ("text", "answers.text", "content")
+chat_columns = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue")
 
 
 def find_text_column(
@@ -258,9 +258,9 @@ def split_corpus(
     tied = what_ties(dataset, text_column) if in_test.sum() < n_test else None
     if not in_test.any():
         raise ValueError(f"All {n:,} records share a question or a text (most of them by "
-                         f"{tied!r}), so that test_size={test_size!r} can't be held out without a leak. "
-                         f"Rename that column, as in data.rename_column({tied!r}, 'other'), or "
-                         "give a DatasetDict with your own train and test.")
+                         f"{tied!r}), so that test_size={test_size!r} can't be held out without "
+                         f"a leak. Rename that column, as in data.rename_column({tied!r}, "
+                         "'other'), or give a DatasetDict with your own train and test.")
     if tied:
         _log.warning(f"test holds {in_test.sum():,} of the {n_test:,} records asked for: others "
                      f"share a {tied!r} and stay together.")
