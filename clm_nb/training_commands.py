@@ -43,8 +43,8 @@ def train_parser() -> argparse.ArgumentParser:
                         help="repeat the run that this run.json tells of, into RUN-again; other "
                              "flags change it")
     parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
-                        **absent, help="go on from the newest whole checkpoint of output_dir; begin "
-                                       "where there is none yet")
+                        **absent, help="go on from the newest whole checkpoint of output_dir; "
+                                       "begin where there is none yet")
     parser.add_argument("--preflight", action="store_true", **absent,
                         help="measure a few steps, say how much memory, disk and time the run "
                              "would need, and stop")
