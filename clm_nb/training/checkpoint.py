@@ -190,17 +190,26 @@ def broken_weights(
     return None
 
 # %% ../../nbs/training/checkpoint.ipynb #d46c1841
-@contextmanager
-def _elsewhere(self: CheckpointTrainer, aside: Path) -> Iterator[None]:
-    "Inside, `Trainer` writes into another folder"
-    folder = self.args.output_dir
-    self.args.output_dir = str(aside)
-    try:
-        yield
-    finally:
-        self.args.output_dir = folder
+@patch
+def finish_checkpoint(
+    self: CheckpointTrainer,
+    new: Path, # a checkpoint, written aside
+    checkpoint: Path, # the name it is to have
+    progress: dict, # from `progress`
+) -> None:
+    "List the files of a checkpoint, give it its name, and delete those that are too many"
+    best = self.state.best_global_step
+    if best:
+        self.state.best_model_checkpoint = str(checkpoint.with_name(f"checkpoint-{best}"))
+        self.state.save_to_json(str(new/"trainer_state.json"))
+    sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled # no process has all weights
+    weights = None if sharded else weights_digest(self.model)
+    seal(new, step=self.state.global_step, weights=weights, progress=progress, **self.told)
+    put(new, checkpoint)
+    remove(new.parent)
+    rotate(checkpoint, self.args.save_total_limit)
 
-
+# %% ../../nbs/training/checkpoint.ipynb #not-written
 def not_written(
     checkpoint: Path, # which couldn't be written
     error: Exception, # why
@@ -210,6 +219,17 @@ def not_written(
     kept = f"{last} is whole: make room, and go on from it" if last else "There is none before it"
     why = getattr(error, "strerror", None) or str(error).split("\n")[0]
     return OSError(f"{checkpoint} couldn't be written ({why}). {kept}.")
+
+# %% ../../nbs/training/checkpoint.ipynb #b7ae416d
+@contextmanager
+def _elsewhere(self: CheckpointTrainer, aside: Path) -> Iterator[None]:
+    "Inside, `Trainer` writes into another folder"
+    folder = self.args.output_dir
+    self.args.output_dir = str(aside)
+    try:
+        yield
+    finally:
+        self.args.output_dir = folder
 
 
 @patch
@@ -230,26 +250,6 @@ def _save_checkpoint(self: CheckpointTrainer, model, trial):
     self.accelerator.wait_for_everyone()
     if self.args.push_to_hub:
         self._push_from_checkpoint(str(checkpoint))
-
-# %% ../../nbs/training/checkpoint.ipynb #b7ae416d
-@patch
-def finish_checkpoint(
-    self: CheckpointTrainer,
-    new: Path, # a checkpoint, written aside
-    checkpoint: Path, # the name it is to have
-    progress: dict, # from `progress`
-) -> None:
-    "List the files of a checkpoint, give it its name, and delete those that are too many"
-    best = self.state.best_global_step
-    if best:
-        self.state.best_model_checkpoint = str(checkpoint.with_name(f"checkpoint-{best}"))
-        self.state.save_to_json(str(new/"trainer_state.json"))
-    sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled # no process has all weights
-    weights = None if sharded else weights_digest(self.model)
-    seal(new, step=self.state.global_step, weights=weights, progress=progress, **self.told)
-    put(new, checkpoint)
-    remove(new.parent)
-    rotate(checkpoint, self.args.save_total_limit)
 
 # %% ../../nbs/training/checkpoint.ipynb #a26a765d
 @patch

@@ -44,6 +44,17 @@ def check_free(
         raise in_use(folder) from None
     lock.release()
 
+# %% ../../nbs/training/hold.ipynb #hold-clean
+def clean(
+    folder: Path, # a run folder that is held
+) -> None:
+    "Delete what interrupted runs left: half-written files, and folders like `_ab12cd`"
+    for path in leftovers(folder):
+        remove(path)
+    for path in folder.glob("_????????"):
+        if path.is_dir(): # as earlier versions called them
+            remove(path)
+
 # %% ../../nbs/training/hold.ipynb #65bb6c05
 def _take(folder: Path) -> FileLock:
     "The lock of a folder, which is made where it isn't there"
@@ -57,17 +68,6 @@ def _take(folder: Path) -> FileLock:
         raise type(error)(f"output_dir={folder} can't be written to ({error.strerror}). "
                           "Name another folder.") from error
     return lock
-
-
-def clean(
-    folder: Path, # a run folder that is held
-) -> None:
-    "Delete what interrupted runs left: half-written files, and folders like `_ab12cd`"
-    for path in leftovers(folder):
-        remove(path)
-    for path in folder.glob("_????????"):
-        if path.is_dir(): # as earlier versions called them
-            remove(path)
 
 
 @contextmanager

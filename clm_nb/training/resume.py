@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/training/resume.html.md"""
 
 # %% auto #0
 __all__ = ['may_change', 'may_change_prefixes', 'short_digest', 'run_identity', 'differences', 'check_fits', 'RunFinished',
-           'planned_steps', 'check_unfinished', 'read_run', 'Resumed', 'resume_choice', 'find_checkpoint',
-           'plan_resume', 'TakeUp', 'scale_rates', 'renew_rates']
+           'planned_steps', 'check_unfinished', 'read_run', 'resume_choice', 'find_checkpoint', 'Resumed',
+           'plan_resume', 'scale_rates', 'renew_rates', 'TakeUp']
 
 # %% ../../nbs/training/resume.ipynb #395aa008
 import json
@@ -67,7 +67,8 @@ def differences(
     new: dict, # and of the one that is to go on
 ) -> tuple[dict, dict]: # {name: (before, now)}: what doesn't fit, and what may change
     "What is another than it was"
-    pairs = {name: (old.get(name), new[name]) for name in new if name not in ("settings", "weights")}
+    pairs = {name: (old.get(name), new[name]) for name in new
+             if name not in ("settings", "weights")}
     misfits = {name: both for name, both in pairs.items() if both[0] != both[1]}
     changes, before, now = {}, old.get("settings", {}), new["settings"]
     for name in sorted(before.keys() | now.keys()):
@@ -138,13 +139,6 @@ def read_run(
 _log = logging.getLogger("clm_nb")
 
 
-@dataclass
-class Resumed:
-    "Where a run goes on from; nowhere, where it begins"
-    checkpoint: Path | None = None
-    changes: dict = field(default_factory=dict) # {name: [before, now]}
-
-
 def resume_choice(
     value, # `resume_from_checkpoint`, as it was given
 ): # None: begin; True: the newest whole one; else a `Path`
@@ -184,6 +178,13 @@ def find_checkpoint(
     return found
 
 # %% ../../nbs/training/resume.ipynb #256f535d
+@dataclass
+class Resumed:
+    "Where a run goes on from; nowhere, where it begins"
+    checkpoint: Path | None = None
+    changes: dict = field(default_factory=dict) # {name: [before, now]}
+
+
 def plan_resume(
     folder, # the run folder
     resume, # from `resume_choice`
@@ -201,16 +202,6 @@ def plan_resume(
     return Resumed(checkpoint, changes)
 
 # %% ../../nbs/training/resume.ipynb #766d5fa7
-class TakeUp(TrainerCallback):
-    "Restores what `Trainer` doesn't, when a run goes on"
-    def __init__(
-        self,
-        trainer, # a `CheckpointTrainer`
-        resumed: Resumed, # from `plan_resume`
-    ):
-        self.trainer, self.resumed = trainer, resumed
-
-
 def scale_rates(
     optimizer, # with a learning rate in each of its groups
     scheduler, # its schedule
@@ -234,6 +225,16 @@ def renew_rates(
         for group, base, factor in parts:
             group["lr"] = base*factor(scheduler.last_epoch)
         scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+# %% ../../nbs/training/resume.ipynb #resume-takeup
+class TakeUp(TrainerCallback):
+    "Restores what `Trainer` doesn't, when a run goes on"
+    def __init__(
+        self,
+        trainer, # a `CheckpointTrainer`
+        resumed: Resumed, # from `plan_resume`
+    ):
+        self.trainer, self.resumed = trainer, resumed
 
 
 @patch

@@ -46,8 +46,8 @@ def heard(self: StopOnSignal, number, frame) -> None:
     if self.signal:
         raise KeyboardInterrupt
     self.signal = signal.Signals(number)
-    print(f"\n{self.signal.name}: stopping after this step, with a checkpoint. Ctrl-C ends at once.",
-          flush=True)
+    print(f"\n{self.signal.name}: stopping after this step, with a checkpoint. "
+          "Ctrl-C ends at once.", flush=True)
 
 # %% ../../nbs/training/stop.ipynb #ad812bb5
 @patch
