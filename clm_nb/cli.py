@@ -20,8 +20,8 @@ from .probe import version_lines
 from .training.waiting import waiting
 from .look.token_text import printable
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
-from .arguments import PerplexityArguments, about, command_parser, defaults, flag
-from .arguments import plain_output
+from .arguments import PerplexityArguments, about, command_parser, data_source, defaults
+from .arguments import flag, plain_output
 from .training_commands import demo_command, demo_parser, train_command, train_parser
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
@@ -92,10 +92,12 @@ def perplexity_command(
 ):
     "Print the perplexity of a model on held-out blocks, or on a text"
     parser = _perplexity_parser()
-    given = defaults(PerplexityArguments) | vars(parser.parse_args(argv))
+    given = data_source(defaults(PerplexityArguments) | vars(parser.parse_args(argv)))
     own = {f.name: given.pop(f.name, None) for f in fields(PerplexityArguments)}
     if own["text"] is not None and own["baselines"]:
         parser.error("--baselines needs a data set with a training split, not --text")
+    if own["text"] is not None and "dataset_name" in given:
+        parser.error("--text and a data set are given. Name one of the two")
     as_json = given.pop("json")
     model, tokenizer = _model(given)
     from clm_nb.core import perplexity, prepare

@@ -99,13 +99,14 @@ def prepare(
     ledger: Ledger | None = None, # takes everything down
     max_train_samples: int | None = None, # keep the first so many blocks to train on; None: all
     max_eval_samples: int | None = None, # and so many held-out blocks to measure on
+    sample_by: str | None = None, # how records of a text end: "line", "paragraph" or "document"
 ): # `DatasetDict` of blocks
     "Load, flatten, tokenize and group in one call"
     check_grouping(block_size, remainder, isolate_documents)
     kept = check_samples(max_train_samples, max_eval_samples)
     sweep_cache()
     corpus = load_corpus(dataset_name, dataset_config_name, split, test_size, seed, text_column,
-                         dataset_revision, token, dedupe, ledger)
+                         dataset_revision, token, dedupe, ledger, sample_by)
     if isinstance(tokenizer, (str, Path)):
         tokenizer = load_tokenizer(tokenizer, token=token)
     documents = flatten(corpus, text_column, explode=explode, ledger=ledger)
@@ -279,6 +280,8 @@ def finish(
 # %% ../nbs/09_core.ipynb #164393f9
 def _named(thing) -> str | None:
     "The name under which something was given, for `run.json`; None for an object"
+    if isinstance(thing, dict) and all(isinstance(part, (str, Path)) for part in thing.values()):
+        return {split: str(part) for split, part in thing.items()}
     return str(thing) if isinstance(thing, (str, Path)) else None
 
 

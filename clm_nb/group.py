@@ -21,6 +21,7 @@ from .progress import few_lines
 from .ledger import Ledger
 from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
 from .data.cache import write_stream
+from .data.objects import check_ids, splits_of
 from .data.processes import processes
 from .tokenize import list_length
 
@@ -142,9 +143,11 @@ def check_grouping(
     "`ValueError`, before any text is read, for options of `group` that can't be"
     if remainder not in ("drop", "pad", "batch"):
         raise ValueError(f"remainder={remainder!r} is unknown. Use 'drop', 'pad' or 'batch'.")
-    if block_size < 2:
-        raise ValueError(f"block_size={block_size} leaves nothing to predict. "
-                         "Use 2 or more, e.g. 128.")
+    if isinstance(block_size, bool) or not isinstance(block_size, int):
+        raise TypeError(f"block_size={block_size!r} is no whole number. Use e.g. 128.")
+    if not 2 <= block_size <= 2**24:
+        wrong = "leaves nothing to predict" if block_size < 2 else "is longer than any context"
+        raise ValueError(f"block_size={block_size} {wrong}. Use 2 to {2**24:,}, e.g. 128.")
     if isolate_documents and remainder == "batch":
         raise ValueError("isolate_documents=True is not the tutorial's way, "
                          "which remainder='batch' asks for. Use remainder='drop' or 'pad'.")
@@ -180,7 +183,11 @@ def group(
 ) -> DatasetDict: # "input_ids", (block_size,) int32 per row; "attention_mask", "position_ids"
     "Blocks of `block_size` tokens, cut from one continuous stream per split"
     check_grouping(block_size, remainder, isolate_documents)
-    blocks = DatasetDict()
+    tokens, blocks = splits_of(tokens), DatasetDict()
+    check_ids(tokens)
+    if any("labels" in split.features for split in tokens.values()):
+        raise ValueError("group() cuts ids, and would lose the 'labels' of these tokens. Cut your "
+                         "rows yourself and give them to train(), or remove the labels first.")
     for name, split in tokens.items():
         if remainder == "batch":
             blocks[name] = blocks_by_batch(split, block_size, batch_size, num_proc)

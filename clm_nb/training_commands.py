@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, ScratchArguments, about, boolean
-from .arguments import command_parser, file_flags, parse_training
+from .arguments import command_parser, data_source, file_flags, parse_training
 
 # %% ../nbs/training_commands.ipynb #0933db0b
 _training_flags = (
@@ -57,8 +57,7 @@ def _train_arguments(argv: list[str]) -> dict:
     given, rest = train_parser().parse_known_args(argv)
     given = vars(given)
     training = parse_training(["--help"] if given.pop("help_training") else rest)
-    if given.get("test_size", 0) >= 1:
-        given["test_size"] = int(given["test_size"])
+    given = data_source(given)
     data = {}
     for f in fields(DataArguments):
         if f.name in given and f.name not in ("dataset_name", "block_size"):

@@ -310,4 +310,4 @@ def test_files_come_in_one_order_everywhere(tmp_path, monkeypatch):
         (tmp_path/name).write_text("one text", encoding="utf-8")
     found = local_files(tmp_path)[1]
     monkeypatch.setattr(pathlib.PurePath, "__lt__", lambda self, other: str(self).lower() < str(other).lower())
-    assert local_files(tmp_path)[1] == found == sorted(found)
+    assert local_files(tmp_path)[1] == found == sorted(found, key=str)

@@ -9,6 +9,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
+from conftest import link
 from tree import copy_tree, root
 
 sys.path.insert(0, str(root/"tools"))

@@ -11,7 +11,7 @@ from clm_nb.flatten import flatten
 from clm_nb.group import group, group_batch, stream_blocks
 from clm_nb.cli import main
 from clm_nb.ledger import Ledger, check_ledger, ledger_from_dict, ledger_to_dict
-from clm_nb.data.cache import cache_sizes
+from clm_nb.data.cache import cache_sizes, clear_cache
 from clm_nb.load import load_corpus
 from clm_nb.data.tokenizer import train_tokenizer
 from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
@@ -440,7 +440,7 @@ def test_processes_and_batches_change_nothing(options, tmp_path, monkeypatch):
 def test_a_write_that_fails_leaves_no_blocks(cache, monkeypatch):
     import clm_nb.group
     expected = blocks_of(some_texts)[1]["input_ids"][:]
-    for path in (cache/"blocks").iterdir(): path.unlink()
+    clear_cache("blocks")
     with monkeypatch.context() as patch:
         def fails(pieces, block_size, whole=stream_blocks):
             yield from itertools.islice(whole(pieces, block_size), 1)

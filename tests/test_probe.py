@@ -7,14 +7,15 @@ from tokenizers import Tokenizer
 from transformers import Trainer
 from transformers.cache_utils import DynamicLayer
 
-import clm_nb.collate, clm_nb.generate, clm_nb.model.inference, clm_nb.model.loss, clm_nb.probe, clm_nb.tokenize
+import clm_nb.collate, clm_nb.data.encoders, clm_nb.generate, clm_nb.model.inference, clm_nb.model.loss, clm_nb.probe, clm_nb.tokenize
 from clm_nb.collate import BlockRows
 from clm_nb.data.cache import content_key
 from clm_nb.generate import generate
 from clm_nb.model.inference import has_mkl
 from clm_nb.perplexity import perplexity
 from clm_nb.probe import forget, tested, trouble, untested, version_lines, works
-from clm_nb.tokenize import tokenize, tokenizer_json
+from clm_nb.data.encoders import tokenizer_json
+from clm_nb.tokenize import tokenize
 from clm_nb.train import train
 from conftest import asked
 from tiny import everywhere, gpt2, llama, needs_bf16, texts, tokenizer
@@ -221,9 +222,9 @@ def test_a_tokenizer_whose_json_is_written_otherwise_is_read_whole(change, monke
             return json.dumps(spec)
     spec = json.loads(tokenizer_json(tokenizer()))
     forget()
-    monkeypatch.setattr(clm_nb.tokenize, "Tokenizer", Others)
+    monkeypatch.setattr(clm_nb.data.encoders, "Tokenizer", Others)
     text = Others.to_str(type("", (), dict(text=write(tokenizer().backend_tokenizer))))
-    found, model = clm_nb.tokenize.read_json(text)
+    found, model = clm_nb.data.encoders.read_json(text)
     assert {**found, "model": json.loads(model[:-1])} == json.loads(text) and json.loads(model[:-1]) == spec["model"]
     monkeypatch.undo()
     assert tokenize(documents, tokenizer())["train"]["input_ids"][:] == right

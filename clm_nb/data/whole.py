@@ -117,7 +117,7 @@ def file_digest(
     "A number that is another one as soon as a single bit is"
     found = xxh3_128()
     with path.open("rb") as file:
-        while part := file.read(1 << 22):
+        while part := file.read(1 << 20):
             found.update(part)
     return found.hexdigest()
 

@@ -105,7 +105,9 @@ def check_prompt(
     prompt, # should be a text
 ):
     "`ValueError` for what is no text that a tokenizer can read"
-    first = prompt[0] if isinstance(prompt, list) and prompt else prompt
+    first = prompt
+    while isinstance(first, list) and first:
+        first = first[0]
     if isinstance(first, dict):
         raise ValueError("The prompt holds chat messages. Make a text of them first: tokenizer."
                          "apply_chat_template(messages, tokenize=False, "

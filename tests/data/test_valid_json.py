@@ -22,4 +22,4 @@ def test_what_is_no_number_is_null_however_deep(bad):
 
 def test_run_json_is_json(tmp_path):
     write_run(tmp_path, log_history=[{"loss": math.nan}], before=Perplexity(math.inf, 2).to_dict())
-    assert strict((tmp_path/"run.json").read_text())["log_history"] == [{"loss": None}]
+    assert strict((tmp_path/"run.json").read_text(encoding="utf-8"))["log_history"] == [{"loss": None}]
