@@ -167,7 +167,10 @@ def draws_quickly(
 ) -> bool:
     "Whether these options ask for no more than `draw_from_top` does"
     known = {"max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p"}
-    others = set(options) - known
+    neutral = {name for name, value in options.items() if value is None or value is False}
+    if options.get("num_return_sequences") == 1:
+        neutral.add("num_return_sequences")
+    others = set(options) - known - (neutral - {"eos_token_id"})
     draws = options["do_sample"] and options["num_beams"] == 1 and options["top_k"]
     return bool(draws and others <= before_drawing)
 
