@@ -128,6 +128,11 @@ def in_use(
             "End the programs and notebooks that read them, and clear the cache again.")
 
 # %% ../../nbs/data/cache.ipynb #11f38be0
+def _lock_file(path: Path) -> Path:
+    "The file whose lock belongs to a result"
+    return cache_folder("locks")/f"{path.parent.name}-{path.name}.lock"
+
+
 @contextmanager
 def one_at_a_time(
     path: Path, # a file or folder in the cache
@@ -135,7 +140,7 @@ def one_at_a_time(
     "Inside, no other process makes this result; who has to wait is told so"
     from filelock import FileLock, Timeout
 
-    lock = FileLock(cache_folder("locks")/f"{path.parent.name}-{path.name}.lock")
+    lock = FileLock(_lock_file(path))
     try:
         lock.acquire(timeout=2)
     except Timeout:
@@ -205,7 +210,7 @@ def sweep_cache() -> list[Path]: # what was deleted
         for path in leftovers(cache_dir()/kind):
             key = path.name.removeprefix(unfinished).removeprefix("old-")
             try:
-                with FileLock(path.with_name(f"{key}.lock"), timeout=0):
+                with FileLock(_lock_file(path.with_name(key)), timeout=0):
                     remove(path)
                     gone.append(path)
             except Timeout:

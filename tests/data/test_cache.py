@@ -68,3 +68,15 @@ def test_what_a_killed_program_left_half_made_is_swept_and_never_found(cache):
     assert [p.name for p in sweep_cache()] == ["_new-key"] and sweep_cache() == []
     folder = made_once("tokens", "key", lambda folder: (folder/"a").write_text("whole", encoding="utf-8"))
     assert (folder/"a").read_text(encoding="utf-8") == "whole"
+
+
+def test_what_is_being_made_is_not_swept(cache):
+    "As another notebook's `prepare` would, in the middle of the making"
+    swept = []
+
+    def make(folder):
+        (folder/"a").write_text("half", encoding="utf-8")
+        swept.append(sweep_cache())
+
+    folder = made_once("tokens", "alive", make)
+    assert swept == [[]] and (folder/"a").read_text(encoding="utf-8") == "half"
