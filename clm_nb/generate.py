@@ -35,13 +35,13 @@ class Job:
         prompts: list[str], # one or more
         **options, # as `clean_config` takes them
     ):
-        check_causal(model)
         self.model, self.tokenizer, self.options = model, tokenizer, options
         self.config, self.kwargs = clean_config(model, tokenizer, **options)
         self.prompts, self.rows = prompts, [prompt_ids(tokenizer, prompt) for prompt in prompts]
         self.longest = max(map(len, self.rows))
         self.bf16 = self.packed = self.roomy = False
         check_room(model, self.longest, self.config.max_new_tokens)
+        check_causal(model)
 
 # %% ../nbs/07_generate.ipynb #0b2edf86
 @patch

@@ -65,7 +65,6 @@ class Scorer:
         model, # a causal language model
         bf16: bool = False, # matrix products in bf16, where the hardware has it
     ):
-        check_causal(model)
         self.model = model
         self.bf16 = bf16 and grants_bf16(model.device.type)
 
@@ -80,6 +79,7 @@ class Scorer:
     def __call__(self, input_ids, attention_mask=None, position_ids=None):
         ids, mask, positions = map(self.tensor, (input_ids, attention_mask, position_ids))
         check_rows(self.model, ids, mask)
+        check_causal(self.model)
         labels = labels_for(ids, mask, positions)
         options = dict(use_cache=False)
         if positions is not None:

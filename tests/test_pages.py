@@ -1,5 +1,6 @@
 "What can be counted of pages that teach: code in sight, each name shown at work, something to look at"
 import re
+from pathlib import Path
 
 import nbformat, pytest
 
@@ -67,3 +68,10 @@ def test_no_progress_bar_of_a_library_is_left_in_what_a_page_shows(page):
         for output in cell.get("outputs", []):
             shown = output.get("text", "") + "".join(map(str, output.get("data", {}).values()))
             assert "\r" not in shown and not re.search("Loading weights|Generating .* split|Tokenizing:|Grouping:", shown), cell.id
+
+
+def test_a_promise_names_a_test_that_is_there():
+    promised = re.findall(r"`::(test_\w+)`", notebooks["start/what_you_can_rely_on"].read_text(encoding="utf-8"))
+    there = {name for path in Path(__file__).parent.rglob("test_*.py")
+             for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.M)}
+    assert len(promised) > 10 and set(promised) <= there

@@ -292,7 +292,8 @@ def test_trainer_reports_the_exact_figure(streamed, tmp_path):
     (dict(data="text", tokenizer=bigger), "420 tokens, the model knows 400"),
     (dict(data=make_blocks(), tokenizer=bigger), "420 tokens, the model knows 400"),
     (dict(data=Dataset.from_dict({"input_ids": [[1, 2, 400]]})), "Token id 400 is beyond the model's vocabulary"),
-    (dict(data=Dataset.from_dict({"text": ["a"]})), "no column 'input_ids'"),
+    (dict(data=Dataset.from_dict({"text": ["a"]})), "needs a tokenizer"),
+    (dict(data=Dataset.from_dict({"ids": [[1, 2]]})), "no column 'input_ids'"),
 ])
 def test_one_clear_line_before_any_work(arguments, message):
     model = gpt2()

@@ -3,6 +3,7 @@ import random, threading, time
 from html import escape
 from types import SimpleNamespace
 import pytest, torch
+from clm_nb.model.causal import check_causal
 from clm_nb.generate import generate
 from clm_nb.look.generation_app import GenerationApp
 from tiny import gpt2, llama, patience, tokenizer
@@ -103,6 +104,7 @@ def test_seconds_are_each_models_own(monkeypatch):
     "By a clock that only the slow model moves, a second a token"
     clock, slow, fast = [0.0], gpt2(), gpt2()
     monkeypatch.setattr("clm_nb.look.answers.time.perf_counter", lambda: clock[0])
+    check_causal(slow), check_causal(fast) # asked once; it isn't drawing
     forward = slow.forward
     def late(*args, **kwargs):
         clock[0] += 1
@@ -116,6 +118,7 @@ def test_seconds_are_each_models_own(monkeypatch):
 def test_models_take_turns():
     order, models = [], both()
     for name, model in models.items():
+        check_causal(model)
         def step(*args, name=name, forward=model.forward, **kwargs):
             order.append(name)
             return forward(*args, **kwargs)
