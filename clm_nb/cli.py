@@ -268,13 +268,6 @@ def _main_parser() -> Parser:
     return parser
 
 # %% ../nbs/10_cli.ipynb #156bd62f
-def _show_anything() -> None:
-    "Let a terminal that lacks a character show its number, where it would end the program"
-    for out in (sys.stdout, sys.stderr):
-        if hasattr(out, "reconfigure"):
-            out.reconfigure(errors="backslashreplace")
-
-
 def _nobody_reads() -> int:
     "The other end of a pipe was closed, e.g. by `head`: what is left goes nowhere"
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -288,7 +281,6 @@ def main(
     plain_output()
     argv = sys.argv[1:] if argv is None else list(argv)
     given, rest = _main_parser().parse_known_args(argv)
-    _show_anything()
     try:
         _load(given.command, rest)
         _commands[given.command](rest)

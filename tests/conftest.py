@@ -5,24 +5,14 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
-import socket, subprocess, sys, warnings
+import socket, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 
-# With PYTHONWARNDEFAULTENCODING=1, which tools/do.py sets: our text never depends on the machine's code page.
-warnings.filterwarnings("ignore", category=EncodingWarning)
-warnings.filterwarnings("error", category=EncodingWarning, module=r"clm_nb(\..*)?$")
-
 environ = os.environ
-
-
-@pytest.fixture(autouse=True, scope="session")
-def others_say_nothing_of_encodings():
-    "The processes that a test starts print what users see"
-    os.environ.pop("PYTHONWARNDEFAULTENCODING", None)
 
 
 @pytest.fixture(autouse=True)

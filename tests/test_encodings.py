@@ -83,21 +83,3 @@ def test_help_is_shown_in_every_code_page(argv, code_page, monkeypatch):
 
 def test_a_letter_that_is_lacking_is_written_by_its_number_and_no_other_is_touched():
     assert "ü 3.7 – 3.9 大".encode("cp437", "plain").decode("cp437") == r"ü 3.7 - 3.9 \u5927"
-
-
-def test_our_own_text_without_an_encoding_is_an_error(tmp_path):
-    "As `tools/do.py test` runs the tests: for the package, and not for what it imports"
-    (tmp_path/"test_one.py").write_text("""
-from pathlib import Path
-import pytest
-def test_one():
-    for module, refused in (("clm_nb.data.files", True), ("clm_nb", True), ("matplotlib", False)):
-        read = compile("Path(__file__).read_text()", "x.py", "exec")
-        try: exec(read, dict(__name__=module, Path=Path, __file__=__file__))
-        except EncodingWarning: assert refused, module
-        else: assert not refused, module
-""", encoding="utf-8")
-    (tmp_path/"conftest.py").write_text((root/"tests/conftest.py").read_text(encoding="utf-8"), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-X", "warn_default_encoding", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path],
-                          capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout

@@ -167,7 +167,6 @@ venv = Environment()
 
 def run_tests(environment):
     "All that `test` does, in an environment."
-    os.environ["PYTHONWARNDEFAULTENCODING"] = "1"  # tests/conftest.py makes errors of them
     say("test 1/3: modules, notebooks and README.md are up to date with each other")
     environment.run("python", "-m", "pytest", "-q", "tests/test_uptodate.py")
     say("test 2/3: every notebook, top to bottom")
