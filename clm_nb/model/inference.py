@@ -157,9 +157,9 @@ def draw_from_top(
 
 # %% ../../nbs/model/inference.ipynb #e1bea3a4
 before_drawing = {
-    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids",
-    "suppress_tokens", "logits_processor", "stopping_criteria", "stop_strings", "use_cache",
-}  # options that don't ask how to draw
+    "min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "use_cache",
+    "suppress_tokens", "num_return_sequences", "logits_processor", "stopping_criteria",
+    "stop_strings"}  # options that don't ask how to draw
 
 
 def draws_quickly(
@@ -167,12 +167,10 @@ def draws_quickly(
 ) -> bool:
     "Whether these options ask for no more than `draw_from_top` does"
     known = {"max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p"}
-    neutral = {name for name, value in options.items() if value is None or value is False}
-    if options.get("num_return_sequences") == 1:
-        neutral.add("num_return_sequences")
-    others = set(options) - known - (neutral - {"eos_token_id"})
+    asked = {name for name, value in options.items()
+             if name == "eos_token_id" or value not in (None, False)}
     draws = options["do_sample"] and options["num_beams"] == 1 and options["top_k"]
-    return bool(draws and others <= before_drawing)
+    return bool(draws and asked - known <= before_drawing)
 
 # %% ../../nbs/model/inference.ipynb #3c5bcff6
 class RoomyLayer(DynamicLayer):
