@@ -16,6 +16,7 @@ both = lambda: {"base": gpt2(), "fine-tuned": llama()}
 class Slow:
     "A model whose every step waits until it may go on; counts its steps"
     def __init__(self, model):
+        check_causal(model) # asked once, before it is slow
         self.model, self.forward, self.steps, self.go = model, model.forward, 0, threading.Semaphore(0)
         model.forward = self.step
 
