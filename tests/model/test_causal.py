@@ -71,7 +71,7 @@ def test_a_model_that_looks_ahead_is_told_from_one_that_does_not(family, dtype):
 
 def test_a_model_that_looks_ahead_is_refused_at_every_door(tmp_path):
     model, tok, blocks = make("bert", is_decoder=False), tokenizer(), Dataset.from_dict({"input_ids": rows[:1]})
-    doors = [lambda: perplexity(model, blocks), lambda: token_losses(model, rows[:1]), lambda: generate(model, tok, "The"),
+    doors = [lambda: perplexity(model, blocks), lambda: token_losses(model, rows[:1]), lambda: generate(model, tok, "The", max_new_tokens=4),
              lambda: next_tokens(model, tok, "The"), lambda: train(model, DatasetDict(train=blocks), tok, tmp_path/"run")]
     for door in doors:
         with pytest.raises(ValueError, match="BertLMHeadModel reads ahead.*is_decoder=True"): door()
