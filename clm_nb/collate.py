@@ -30,7 +30,11 @@ def rectangle(
     longest = max(len(row["input_ids"]) for row in rows)
     out = np.full((len(rows), math.ceil(longest/multiple)*multiple), fill, np.int64)
     for line, row in zip(out, rows):
-        line[:len(row["input_ids"])] = row.get(name, 1)
+        tokens = len(row["input_ids"])
+        if len(row.get(name, row["input_ids"])) != tokens:
+            raise ValueError(f"A row has {tokens:,} input_ids, and {len(row[name]):,} {name}. "
+                             "Give one for each token.")
+        line[:tokens] = row.get(name, 1)
     return out
 
 # %% ../nbs/04_collate.ipynb #a3e076e6

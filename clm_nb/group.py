@@ -19,8 +19,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
-from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
-from .data.cache import write_stream
+from .data.cache import cached_dataset, content_key, fingerprint, made_by, write_stream
 from .data.objects import check_ids, splits_of
 from .data.processes import processes
 from .tokenize import list_length
@@ -122,7 +121,6 @@ def write_blocks(
                if len(ids) >= block_size or pad_token_id is not None)
     write_stream(path, features.arrow_schema, batches)
 
-
 # %% ../nbs/03_group.ipynb #cdaa8739
 def count_blocks(
     split: Dataset, # documents of token ids
@@ -163,11 +161,7 @@ def cached_blocks(
     options = block_size, pad_token_id, isolate_documents
     key = fingerprint("group", content_key(split), *options, made_by("pyarrow"))
 
-    def make(folder):
-        write_blocks(split, folder/f"{key}.arrow", *options)
-
-    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
-
+    return cached_dataset("blocks", key, lambda path: write_blocks(split, path, *options))
 
 # %% ../nbs/03_group.ipynb #93ed74a5
 @few_lines()
@@ -253,15 +247,14 @@ def blocks_by_batch(
     key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
                       versions)
 
-    def make(folder):
+    def write(path):
         with processes(num_proc):
             split.with_format("arrow").map(
                 group_batch, batched=True, batch_size=batch_size, num_proc=num_proc,
                 fn_kwargs={"block_size": block_size}, features=split.features,
-                new_fingerprint=key, cache_file_name=str(folder/f"{key}.arrow"), desc="Grouping")
+                new_fingerprint=key, cache_file_name=str(path), desc="Grouping")
 
-    return from_cache(made_once("blocks", key, make)/f"{key}.arrow")
-
+    return cached_dataset("blocks", key, write)
 
 # %% ../nbs/03_group.ipynb #872ffedc
 def token_positions(

@@ -21,7 +21,7 @@ from .data.split import column_texts, find_text_column, own_splits, split_corpus
 from .data.leaks import remove_leaks, warn_of_leaks
 from .data.objects import records_of
 
-# %% ../nbs/00_load.ipynb #104e3865
+# %% ../nbs/00_load.ipynb #b572cc9f
 def read_object(
     data, # a `Dataset`, a DataFrame, a list, …; or {split: path}
     split: str | None = None, # e.g. `train[:5000]`
@@ -34,7 +34,7 @@ def read_object(
     limit = re.fullmatch(r"train\[:(\d+)\]", split or "")
     return read_slice(records_of(data, limit and int(limit[1])), split)
 
-
+# %% ../nbs/00_load.ipynb #311662b1
 def read_corpus(
     name_or_path, # Hub id, path, `python-docs`, {split: path}, or an object that holds records
     name: str | None = None, # configuration on the Hub; part of `python-docs`: "task" or "base"

@@ -11,6 +11,7 @@ __all__ = ['add_affixes', 'tokenize_batch', 'sample_texts', 'encoded_ids', 'own_
 # %% ../nbs/02_tokenize.ipynb #imports
 import logging
 import math
+from functools import cache
 from pathlib import Path
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from datasets import Dataset, DatasetDict, Features, List, Value
 from .progress import few_lines
 from .ledger import Ledger
 from .probe import tell, trouble, untested
-from .data.cache import content_key, fingerprint, from_cache, made_by, made_once
+from .data.cache import cached_dataset, content_key, fingerprint, made_by
 from .data.processes import processes
 from .data.hub import first_line
 from .data.objects import check_texts, splits_of
@@ -150,12 +151,18 @@ def quick_encoder(
     tokenizer, # the tokenizer itself
 ) -> str: # "gigatoken" or "tokenizers"
     "The fastest encoder that gives the right ids; says so where it isn't the fastest of all"
-    chosen = []
-    reason = trouble(lambda: chosen.append(choose_encoder(spec, sample, tokenizer)) is None)
+    chosen = "tokenizers"
+
+    def check():
+        nonlocal chosen
+        chosen = choose_encoder(spec, sample, tokenizer)
+        return True
+
+    reason = trouble(check)
     if reason:
         note = untested("gigatoken", "tokenizers")
         tell(f"Encoding takes longer, with tokenizers: gigatoken {reason}. {note}".rstrip())
-    return chosen[0] if chosen else "tokenizers"
+    return chosen
 
 # %% ../nbs/02_tokenize.ipynb #82819e51
 def serving_encoder(
@@ -222,16 +229,20 @@ def tokenize(
     spec = tokenizer_json(tokenizer, allow_special)
     versions = made_by("datasets", "gigatoken", "pyarrow", "tokenizers")
     how_key = fingerprint("tokenize", spec, prefix, suffix, encoder, versions)
+
+    @cache
+    def how():
+        chosen = serving_encoder(encoder, spec, documents, tokenizer)
+        return dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
+
     tokens = DatasetDict()
     for name, split in documents.items():
         key = fingerprint(how_key, content_key(split))
 
-        def make(folder, split=split, key=key):
-            chosen = serving_encoder(encoder, spec, documents, tokenizer)
-            how = dict(spec=spec, prefix=tuple(prefix), suffix=tuple(suffix), encoder=chosen)
-            tokenize_split(split, folder/f"{key}.arrow", how, batch_size, num_proc)
+        def write(path, split=split):
+            tokenize_split(split, path, how(), batch_size, num_proc)
 
-        tokens[name] = from_cache(made_once("tokens", key, make)/f"{key}.arrow")
+        tokens[name] = cached_dataset("tokens", key, write)
         if ledger is not None:
             total, special = list_length(tokens[name]), len(split)*(len(prefix) + len(suffix))
             ledger.add("tokenize", name, documents=len(split), tokens=total,

@@ -70,3 +70,9 @@ def test_a_token_is_never_a_python_number_on_its_way_to_the_model(tmp_path):
         try: kept, peak = what(), tracemalloc.get_traced_memory()[1]
         finally: tracemalloc.stop()
         assert tokens > 50_000 and peak < most*n
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "position_ids", "labels"])
+@pytest.mark.parametrize("given", [[5], [5, 5], [5, 5, 5, 5]])
+def test_a_column_of_another_length_is_one_line(name, given):
+    with pytest.raises(ValueError, match=f"3 input_ids, and {len(given)} {name}"): CausalCollator()([{"input_ids": [5, 5, 5], name: given}])

@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/data/cache.html.md"""
 
 # %% auto #0
 __all__ = ['cache_kinds', 'cache_tag', 'fingerprint', 'made_by', 'content_key', 'cache_dir', 'cache_folder', 'cache_sizes',
-           'clear_cache', 'in_use', 'one_at_a_time', 'cache_fault', 'made_once', 'write_stream', 'sweep_cache',
-           'from_cache']
+           'clear_cache', 'in_use', 'one_at_a_time', 'cache_fault', 'made_once', 'sweep_cache', 'write_stream',
+           'from_cache', 'cached_dataset']
 
 # %% ../../nbs/data/cache.ipynb #a34789bf
 import hashlib
@@ -23,7 +23,6 @@ from pathlib import Path
 from .. import __version__
 from ..probe import works
 from .whole import fault, leftovers, list_files, remove, unfinished, written_whole
-
 
 # %% ../../nbs/data/cache.ipynb #3f948c67
 _log = logging.getLogger("clm_nb")
@@ -186,20 +185,6 @@ def made_once(
                 (new/_list).write_text(json.dumps(list_files(new)), encoding="utf-8")
     return folder
 
-# %% ../../nbs/data/cache.ipynb #write-stream
-def write_stream(
-    path: Path, # the file to write
-    schema, # a `pyarrow.Schema`
-    batches, # record batches, one after the other
-) -> None:
-    "Write an Arrow stream, whole or not at all"
-    import pyarrow as pa
-
-    with (written_whole(path) as aside, pa.OSFile(str(aside), "wb") as file,
-          pa.ipc.new_stream(file, schema) as writer):
-        for batch in batches:
-            writer.write_batch(batch)
-
 # %% ../../nbs/data/cache.ipynb #1b001afc
 def sweep_cache() -> list[Path]: # what was deleted
     "Delete what killed programs left half-made in the cache"
@@ -217,6 +202,20 @@ def sweep_cache() -> list[Path]: # what was deleted
                 continue # somebody is at it
     return gone
 
+# %% ../../nbs/data/cache.ipynb #write-stream
+def write_stream(
+    path: Path, # the file to write
+    schema, # a `pyarrow.Schema`
+    batches, # record batches, one after the other
+) -> None:
+    "Write an Arrow stream, whole or not at all"
+    import pyarrow as pa
+
+    with (written_whole(path) as aside, pa.OSFile(str(aside), "wb") as file,
+          pa.ipc.new_stream(file, schema) as writer):
+        for batch in batches:
+            writer.write_batch(batch)
+
 # %% ../../nbs/data/cache.ipynb #fb2c82a3
 def from_cache(
     path: Path, # an Arrow stream in the cache, named by its content address
@@ -228,3 +227,13 @@ def from_cache(
     parts = [path] if path.exists() else sorted(path.parent.glob(f"{path.stem}_*_of_*.arrow"))
     table = concat_tables([MemoryMappedTable.from_file(str(part)) for part in parts])
     return Dataset(table, fingerprint=path.stem)
+
+# %% ../../nbs/data/cache.ipynb #ce471ddb
+def cached_dataset(
+    kind: str, # part of the cache, for `cache_folder`
+    key: str, # `fingerprint` of everything that decides the data
+    write, # called with the path of an Arrow stream to write, only where it isn't there yet
+): # `Dataset`
+    "Data that is written once and found again, memory-mapped"
+    name = f"{key}.arrow"
+    return from_cache(made_once(kind, key, lambda folder: write(folder/name))/name)

@@ -13,18 +13,21 @@ __all__ = ['loaders', 'compressed', 'beside_data', 'split_words', 'data_suffix',
 import bz2
 import glob
 import gzip
-import hashlib
 import json
 import logging
 import lzma
 import re
 import zlib
 from pathlib import Path, PureWindowsPath
+from typing import BinaryIO
 
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, ReadInstruction, concatenate_datasets
 from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+
+from .cache import fingerprint
+from .whole import file_digest
 
 _log = logging.getLogger("clm_nb")
 
@@ -99,7 +102,7 @@ def split_files(
     "The files of each split, as `load_dataset` would find them in this folder"
     found = {}
     for file in files:
-        names = file.relative_to(path).parts if path.is_dir() else ()
+        names = file.relative_to(path).parts
         split = next(filter(None, map(split_of, names)), None)
         found.setdefault(split, []).append(file)
     left = found.pop(None, [])
@@ -116,6 +119,8 @@ def csv_separator(
 ) -> str:
     "What stands between two fields, by the first line"
     usual = "\t" if data_suffix(file) == ".tsv" else ","
+    if file.suffix.lower() == ".zst":
+        return usual
     with open_file(file) as lines:
         first = re.sub('"[^"]*"', "", lines.readline().decode("utf-8", "replace"))
     others = [sign for sign in ",;\t|" if sign in first]
@@ -127,8 +132,8 @@ def csv_separator(
 
 def open_file(
     file: Path,
-): # a file of bytes
-    "A file to be read, unpacked"
+) -> BinaryIO:
+    "A file to be read, unpacked where it ends with `.gz`, `.bz2` or `.xz`"
     opens = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return opens.get(file.suffix.lower(), open)(file, "rb")
 
@@ -145,10 +150,11 @@ def check_sample_by(
         raise ValueError(f"sample_by={sample_by!r} is for text files, and this is {loader}. "
                          "Leave it out.")
 
-
+# %% ../../nbs/data/files.ipynb #401eddfb
 def loader_options(
     path: Path, # a file or a folder
-    loader: str, # from `local_files`
+    loader: str, # from `local_files`,
+    files: list[Path], # and the files
     sample_by: str | None = None, # for text: "line", "paragraph" or "document"
 ) -> dict: # arguments for `load_dataset`
     "How a path is to be read"
@@ -163,7 +169,7 @@ def loader_options(
                      "use sample_by='line'.")
         return options | {"sample_by": "paragraph"}
     if loader == "csv":
-        return options | {"sep": csv_separator(local_files(path)[1][0])}
+        return options | {"sep": csv_separator(files[0])}
     return options
 
 # %% ../../nbs/data/files.ipynb #d01d0f8b
@@ -197,7 +203,7 @@ def failure_reason(
     reason = told.splitlines()[0]
     return "it holds no records" if "corresponds to no data" in reason else reason
 
-
+# %% ../../nbs/data/files.ipynb #0f20b1a1
 def line_fault(
     line: bytes,
     is_json: bool, # whether each line is a record of JSON
@@ -238,11 +244,7 @@ def content_digest(
     files: list[Path],
 ) -> str: # 16 hex digits
     "A name for the content of some files"
-    digest = hashlib.sha256()
-    for file in files:
-        with open(file, "rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return fingerprint(*map(file_digest, files))
 
 # %% ../../nbs/data/files.ipynb #6b4cf012
 def read_local(
@@ -260,7 +262,7 @@ def read_local(
     names = {part: [glob.escape(str(file)) for file in found]
              for part, found in split_files(path, files).items()}
     try:
-        options = loader_options(path, loader, sample_by)
+        options = loader_options(path, loader, files, sample_by)
         data = load_dataset(loader, content_digest(files), data_files=names, **options)
     except (DatasetGenerationError, pa.ArrowInvalid, ValueError, EOFError, OSError,
             zlib.error, lzma.LZMAError) as e:

@@ -20,7 +20,7 @@ from pydoc_data.topics import topics
 
 from datasets import Dataset, Features, List, Value
 
-from .cache import fingerprint, from_cache, made_once, write_stream
+from .cache import cached_dataset, fingerprint, write_stream
 
 # %% ../../nbs/data/python_docs.ipynb #b1b6c522
 heading_pattern = re.compile(r"^(\S.*)\n([*=\-~^\"])\2{2,}\n", re.MULTILINE)
@@ -151,9 +151,9 @@ def python_docs(
         raise ValueError(f"part={part!r} is not a part of python-docs. Use 'task' or 'base'.")
     key = fingerprint("python-docs", part, corpus_version, sys.version)
 
-    def make(folder):
+    def write(path):
         records = task_records() if part == "task" else base_records()
         corpus = Dataset.from_list(list(records), features=eli5_features())
-        write_stream(folder/f"{key}.arrow", corpus.data.schema, corpus.data.to_batches())
+        write_stream(path, corpus.data.schema, corpus.data.to_batches())
 
-    return from_cache(made_once("corpus", key, make)/f"{key}.arrow")
+    return cached_dataset("corpus", key, write)

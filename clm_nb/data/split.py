@@ -49,26 +49,21 @@ def text_columns(
 def other_columns(
     dataset, # a `Dataset`
 ) -> dict: # {name: type}
-    "Columns that are neither text nor plain numbers, dates or yes and no: text may be in them"
-    texts = {name.split(".")[0] for name in text_columns(dataset)} | set(text_columns(dataset))
-    types, found = pa.types, {}
-    for field in dataset.features.arrow_schema:
-        plain = types.is_primitive(field.type) or types.is_null(field.type)
-        if field.name not in texts and not plain:
-            found[field.name] = field.type
-    return found
+    "The columns in which no text was found"
+    texts = text_columns(dataset)
+    known = set(texts) | {name.split(".")[0] for name in texts}
+    fields = dataset.features.arrow_schema
+    return {field.name: field.type for field in fields if field.name not in known}
 
 
 def listed_columns(
     dataset, # a `Dataset`
 ) -> str: # for an error
     "The columns that hold text, and all others with their types"
-    texts = text_columns(dataset)
-    rest = [f"{field.name} ({str(field.type).replace('extension<arrow.json>', 'of several types')})"
-            for field in dataset.features.arrow_schema
-            if field.name not in {name for t in texts for name in (t, t.split('.')[0])}]
-    others = f" Other columns: {', '.join(rest)}." if rest else ""
-    return f"Text columns: {', '.join(texts) or 'none'}.{others}"
+    rest = ", ".join(f"{name} ({kind})" for name, kind in other_columns(dataset).items())
+    rest = rest.replace("extension<arrow.json>", "of several types")
+    others = f" Other columns: {rest}." if rest else ""
+    return f"Text columns: {', '.join(text_columns(dataset)) or 'none'}.{others}"
 
 # %% ../../nbs/data/split.ipynb #63452c26
 usual_columns = ("text", "answers.text", "content")
@@ -90,13 +85,14 @@ def find_text_column(
         if name in columns:
             return name
     others = other_columns(dataset)
-    if len(columns) != 1 or others:
-        chat = [name for name in others if name in chat_columns]
-        hint = f"A chat ({chat[0]}) has to be rendered as text first, for example by " \
-               "tokenizer.apply_chat_template. " if chat else ""
-        raise ValueError("Can't tell which column holds the text. Name one with text_column=. "
-                         f"{hint}{listed_columns(dataset)}")
-    return next(iter(columns))
+    numbers = all(pa.types.is_primitive(kind) or pa.types.is_null(kind) for kind in others.values())
+    if len(columns) == 1 and numbers:
+        return next(iter(columns))
+    chat = [name for name in others if name in chat_columns]
+    hint = (f"A chat ({chat[0]}) has to be rendered as text first, for example by "
+            "tokenizer.apply_chat_template. ") if chat else ""
+    raise ValueError("Can't tell which column holds the text. Name one with text_column=. "
+                     f"{hint}{listed_columns(dataset)}")
 
 # %% ../../nbs/data/split.ipynb #ebe48e32
 def column_path(
@@ -114,7 +110,7 @@ def column_path(
                 return [field.name, *rest]
     return []
 
-
+# %% ../../nbs/data/split.ipynb #5990eca2
 def column_chunks(
     dataset, # a `Dataset` of records
     column: str, # dotted name
@@ -169,7 +165,7 @@ def tying_columns(
     keys = [find_text_column(dataset, text_column)]
     return keys + [name for name in question_columns if name in columns and name not in keys]
 
-
+# %% ../../nbs/data/split.ipynb #0c4084f7
 def tie(
     group: np.ndarray, # (records,) int64: the number of each record's group
     record: np.ndarray, # some records,
@@ -245,7 +241,7 @@ def what_ties(
     keys = tying_columns(dataset, text_column)
     return max(keys, key=lambda column: len(shared_values(dataset, column)[0]))
 
-
+# %% ../../nbs/data/split.ipynb #42f9872e
 def split_corpus(
     dataset, # a `Dataset` of records
     test_size: float | int = 0.2, # share of the records, or how many of them

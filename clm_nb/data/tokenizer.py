@@ -87,7 +87,7 @@ def template_affixes(
     opens = ids[:1] if ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id]) else []
     return opens, ids[len(opens):]
 
-
+# %% ../../nbs/data/tokenizer.ipynb #be8dd4f7
 def document_affixes(
     tokenizer, # a fast tokenizer
     add_eos: bool = True, # close every document

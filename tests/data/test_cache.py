@@ -1,8 +1,10 @@
 "What is found in the cache is what was put there"
-import logging, signal, subprocess, sys
+import logging, os, signal, subprocess, sys, time
+from types import SimpleNamespace
 
 import datasets, pytest
 from datasets import Dataset, DatasetDict
+import clm_nb.data.whole
 from clm_nb.data.cache import cache_fault, cache_folder, fingerprint, made_once, sweep_cache
 from clm_nb.group import group
 from clm_nb.tokenize import tokenize
@@ -35,6 +37,22 @@ def test_a_damaged_result_is_made_anew(kind, damage, cache, caplog):
     assert blocks()["input_ids"][:] == expected and "is damaged" in caplog.text and "made anew" in caplog.text
     caplog.clear()
     assert blocks()["input_ids"][:] == expected and not caplog.text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no time of the last change that programs can't set")
+def test_a_result_is_read_once_and_again_after_each_change(cache, monkeypatch, counted, caplog):
+    def make(folder): (folder/"a").write_text("whole", encoding="utf-8")
+    def found(): return (made_once("tokens", "key", make)/"a").read_text(encoding="utf-8")
+    assert found() == "whole"
+    counted(clm_nb.data.whole, "file_digest")
+    assert (found(), found()) == ("whole", "whole") and counted.calls["file_digest"] == 2  # it may still change within a tick of the clock
+    monkeypatch.setattr(clm_nb.data.whole, "time", SimpleNamespace(time=lambda: time.time() + 10))
+    assert (found(), found(), found()) == ("whole",)*3 and counted.calls["file_digest"] == 3
+    path = cache/"tokens/key/a"
+    before = path.stat()
+    flip(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found() == "whole" and "is damaged (a has changed)" in caplog.text
 
 
 def test_with_two_processes_the_same_is_found_again(cache):

@@ -4,7 +4,7 @@ import codecs, gzip, json, os
 import datasets, pytest
 from datasets import load_dataset
 from clm_nb.cli import main
-from clm_nb.data.files import split_of
+from clm_nb.data.files import csv_separator, split_of
 from clm_nb.load import load_corpus, read_corpus
 
 datasets.disable_progress_bars()
@@ -83,6 +83,11 @@ def test_the_separator_of_a_table_is_seen_and_told(name, sign, said, tmp_path, c
     table = f"id{sign}text\n" + "\n".join(f"{i}{sign}{text}" for i, text in enumerate(texts))
     assert read_corpus(put(tmp_path/name, table))["text"][:] == texts
     assert len([r for r in caplog.records if "separator" in r.message]) == said
+
+
+@pytest.mark.parametrize("name,sign", [("a.csv.zst", ","), ("a.tsv.zst", "\t"), ("a.CSV.ZST", ",")])
+def test_no_separator_is_read_from_what_cannot_be_unpacked(name, sign, tmp_path, caplog):
+    assert csv_separator(put(tmp_path/name, b"(\xb5/\xfd;\x00\n")) == sign and not caplog.records
 
 
 def test_commas_in_a_table_of_one_column_are_text(tmp_path, cache):

@@ -64,6 +64,15 @@ def test_the_wrong_column_is_told_at_the_door(door, data, message, cache):
     with pytest.raises((ValueError, TypeError), match=message): doors[door](data)
 
 
+def test_rows_that_were_filtered_out_do_not_count(cache):
+    documents = Dataset.from_dict({"text": [None, *texts, None, "more"]})
+    tokens = Dataset.from_dict({"input_ids": [None, [1, -2], *[[1, 2, 3]]*9, [1, None], [4, 5]]})
+    for data, rows, door in [(documents, [*range(1, 21), 22], "tokenize"), (tokens, [*range(2, 11), 12], "group")]:
+        assert len(doors[door](data.select(rows[::-1]))["train"])
+        for i in set(range(len(data))) - set(rows):
+            with pytest.raises(ValueError, match="missing"): doors[door](data.select([rows[0], i, rows[1]]))
+
+
 @pytest.mark.parametrize("tokenizer", [None, "python-docs-gpt2", 3, str])
 def test_a_tokenizer_of_another_kind(tokenizer, cache):
     with pytest.raises(TypeError, match="tokenizer= is of the type"): tokenize(texts, tokenizer)

@@ -89,6 +89,16 @@ def test_an_added_token_that_no_text_has_yet_decides_too(cache, caplog):
         tokenize(documents, tokenizer, encoder="gigatoken")
 
 
+def test_the_encoder_is_chosen_once_for_all_splits(cache, caplog):
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([AddedToken("fox", single_word=True)])
+    documents = DatasetDict({name: Dataset.from_dict({"text": [name, "foxes"]}) for name in ("train", "validation", "test")})
+    tokenize(documents, tokenizer)
+    assert len(caplog.records) == 1
+    tokenize(documents, tokenizer)
+    assert len(caplog.records) == 1
+
+
 def test_perplexity_and_the_map_read_the_same_ids():
     "A model of its own for each: an id beyond its place would have another loss"
     tokenizer = with_added("byte_level", [0, 2, 1, 3])
