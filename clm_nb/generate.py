@@ -130,7 +130,7 @@ def run(
     ids = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
     return ids[:, inputs["input_ids"].shape[1]:]
 
-
+# %% ../nbs/07_generate.ipynb #7a0f3265
 @patch
 def parts(
     self: Job,

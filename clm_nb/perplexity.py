@@ -173,14 +173,13 @@ def given_data(
 # %% ../nbs/06_perplexity.ipynb #61f0599f
 def rows_to_score(
     model, # a causal language model
-    data, # a `Dataset` of blocks, a text, or a list of texts
+    data: Dataset | list[str], # from `given_data`
     tokenizer=None, # reads texts
     block_size: int | None = None, # text only: tokens in the window
     stride: int | None = None, # text only: tokens it moves on by
     add_eos: bool = True, # text only: whether EOS closes each text
 ) -> Iterator[ScoredRow]:
     "The rows to score, after every argument has been checked"
-    data = given_data(data)
     if isinstance(data, Dataset):
         check_blocks(model, data, tokenizer, block_size, stride)
         used = {"input_ids", "attention_mask", "position_ids", "labels"}

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, T
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
+from clm_nb.data.tokenizer import load_tokenizer
 from clm_nb.model.model import load_config, load_model
 from clm_nb.training.runs import check_output_dir, digest, write_run
 from clm_nb.training.trainer import CausalTrainer
@@ -335,15 +336,19 @@ def test_pickled_weights_are_refused_unread(tmp_path):
     assert not (tmp_path/"opened").exists()
 
 
-def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+def test_code_that_comes_with_a_model_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *question: "y")  # transformers would ask, and take yes for an answer
     folder = saved(tmp_path/"model")
     config = json.loads((folder/"config.json").read_bytes())
     own = dict(AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
     (folder/"config.json").write_text(json.dumps(config | dict(model_type="own", auto_map=own)), encoding="utf-8")
     (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nclass Config: pass\nclass Model: pass\n", encoding="utf-8")
-    for load in load_config, load_model:
+    (folder/"tokenizer_config.json").write_text(json.dumps(dict(auto_map=dict(AutoTokenizer=["own.Model", None]))), encoding="utf-8")
+    for load in load_config, load_model, load_tokenizer, lambda name: load_model(config_name=name):
         with pytest.raises(ValueError, match="custom code|trust_remote_code"): load(folder)
     assert not (tmp_path/"opened").exists()
+    with pytest.raises(Exception): load_model(config_name=folder, trust_remote_code=True)
+    assert (tmp_path/"opened").exists()  # the argument reaches the config of a new model too
 
 
 def test_folders_that_hold_no_model_are_one_clear_line(tmp_path):

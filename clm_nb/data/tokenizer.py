@@ -47,7 +47,7 @@ def load_tokenizer(
 ): # a fast tokenizer
     "The tokenizer that goes by this name"
     place = base_or_other(name_or_path)
-    kwargs |= local_or_hub(place, revision, token)
+    kwargs = {"trust_remote_code": False} | kwargs | local_or_hub(place, revision, token)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except Exception as e:  # tokenizers raises bare ones for a broken file

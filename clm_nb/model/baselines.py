@@ -69,7 +69,7 @@ def _columns_of(blocks) -> tuple[dict[str, np.ndarray], np.ndarray]:
             columns[name] = pc.list_flatten(table[name]).to_numpy()
     return columns, pc.list_value_length(table["input_ids"]).to_numpy()
 
-
+# %% ../../nbs/model/baselines.ipynb #32d699b2
 def read_stream(
     blocks, # a `Dataset` of blocks
     vocab_size: int, # tokens there are

@@ -8,12 +8,12 @@ Docs: https://clm-nb.github.io/clm_nb/model/causal.html.md"""
 __all__ = ['probe_rows', 'reads_ahead', 'switch_to_causal', 'check_causal', 'next_logits', 'takes_padding', 'one_by_one']
 
 # %% ../../nbs/model/causal.ipynb #imports
-import logging
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from transformers import GenerationConfig
 
+from ..probe import tell
 from .model import context_length, evaluating
 
 # %% ../../nbs/model/causal.ipynb #6b8134d0
@@ -105,8 +105,7 @@ def takes_padding(
     return bool(difference <= max(1e-6*alone.abs().max(), allowed))
 
 # %% ../../nbs/model/causal.ipynb #9c1c37d2
-_log = logging.getLogger("clm_nb")
-_padded, _alone = WeakSet(), WeakSet()  # models that were asked
+_padded = WeakKeyDictionary()  # model → whether it takes padding
 
 
 def one_by_one(
@@ -114,13 +113,11 @@ def one_by_one(
     lengths: list[int], # tokens of each prompt
 ) -> bool:
     "Whether these prompts must not stand in one batch"
-    if len(set(lengths)) < 2 or model in _padded:
+    if len(set(lengths)) < 2:
         return False
-    if model not in _alone:
-        if takes_padding(model):
-            _padded.add(model)
-            return False
-        _alone.add(model)
-        _log.warning("%s can't leave padding out: prompts of different lengths go one by one.",
-                     type(model).__name__)
-    return True
+    if model not in _padded:
+        _padded[model] = takes_padding(model)
+        if not _padded[model]:
+            tell(f"{type(model).__name__} can't leave padding out: prompts of different lengths "
+                 "go one by one.")
+    return not _padded[model]

@@ -99,7 +99,7 @@ def best_device() -> str: # "cuda", "mps" or "cpu"
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
-# %% ../../nbs/model/device.ipynb #a61e439b
+# %% ../../nbs/model/device.ipynb #df5583ce
 def product_seconds(
     device: str, # "cuda", "cpu", …
     dtype: torch.dtype,
@@ -114,7 +114,7 @@ def product_seconds(
         seconds.append(time.perf_counter() - start)
     return seconds
 
-
+# %% ../../nbs/model/device.ipynb #a61e439b
 @lru_cache
 def matmul_rate(
     device: str, # "cuda", "cpu", …

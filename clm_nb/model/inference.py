@@ -7,8 +7,8 @@ Docs: https://clm-nb.github.io/clm_nb/model/inference.html.md"""
 # %% auto #0
 __all__ = ['before_drawing', 'dense_inputs', 'in_bf16', 'bf16_pays', 'PackedLinear', 'has_mkl', 'packing_works',
            'packable_layers', 'packing_pays', 'with_packed_layers', 'draw_from_top', 'draws_quickly', 'RoomyLayer',
-           'roomy_layer', 'cache_name', 'roomy_cache', 'cached', 'room_works', 'cache_layers', 'only_keys_and_values',
-           'halve_cache', 'halving_works', 'goes_on_in_bf16']
+           'cache_name', 'roomy_cache', 'cached', 'room_works', 'cache_layers', 'only_keys_and_values', 'halve_cache',
+           'halving_works', 'goes_on_in_bf16']
 
 # %% ../../nbs/model/inference.ipynb #imports
 import copy
@@ -87,7 +87,7 @@ class PackedLinear(torch.nn.Module):
         out = torch.ops.mkl._mkl_linear(flat, self.packed, self.outputs_first, self.bias, self.rows)
         return out.view(*x.shape[:-1], -1)
 
-
+# %% ../../nbs/model/inference.ipynb #526cd759
 def has_mkl() -> bool:
     "Whether this build of PyTorch can bring weights into MKL's order"
     return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
@@ -210,11 +210,6 @@ def update(self: RoomyLayer, key_states, value_states, *args, **kwargs):
     return self.keys, self.values
 
 # %% ../../nbs/model/inference.ipynb #a6318ca4
-def roomy_layer() -> type:
-    "The class of the layers of `roomy_cache`"
-    return RoomyLayer
-
-
 def cache_name(
     model, # a causal language model
 ) -> str | None: # None: it takes no cache of this kind
@@ -225,7 +220,7 @@ def cache_name(
 
 def roomy_cache(
     model, # a causal language model
-) -> dict: # an argument of `model.generate`; {}: this model keeps other things than keys and values
+) -> dict: # arguments of `model.generate`; {}: this model keeps other things than keys and values
     "A cache that grows in place"
     name = cache_name(model)
     if name is None:
@@ -233,7 +228,7 @@ def roomy_cache(
     usual = DynamicCache(config=model.config).layers
     if not usual or any(type(layer) is not DynamicLayer for layer in usual):
         return {}
-    return {name: Cache(layers=[roomy_layer()() for _ in usual])}
+    return {name: Cache(layers=[RoomyLayer() for _ in usual]), "use_cache": True}
 
 # %% ../../nbs/model/inference.ipynb #cda5cdcf
 def cached(
@@ -250,7 +245,7 @@ def cached(
 def room_works() -> bool:
     "Whether a cache with room gives what `transformers`' own gives"
     def same():
-        plain, roomy = cached(DynamicLayer), cached(roomy_layer())
+        plain, roomy = cached(DynamicLayer), cached(RoomyLayer)
         return all(torch.equal(a, b) for a, b in zip(plain, roomy, strict=True))
 
     return works("a cache with room", same, "Several prompts take longer, with the usual cache",

@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/model/loss.html.md"""
 
 # %% auto #0
 __all__ = ['logit_losses', 'rows_at_once', 'losses_to_gradient', 'token_parts', 'linear_cross_entropy', 'linear_losses',
-           'linear_on_top', 'inputs_times', 'layer_is_all', 'output_layer', 'states_to_loss', 'loss_forward',
-           'fused_loss']
+           'linear_on_top', 'inputs_times', 'layer_gives', 'layer_is_all', 'output_layer', 'states_to_loss',
+           'loss_forward', 'fused_loss']
 
 # %% ../../nbs/model/loss.ipynb #imports
 from contextlib import contextmanager
@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradients.append(gradient)
         return *gradients, None, None
 
-
+# %% ../../nbs/model/loss.ipynb #a75c4010
 def linear_cross_entropy(
     hidden, # (tokens, width): what the last layer of a model gets
     weight, # (vocabulary, width): its weight
@@ -139,17 +139,10 @@ def linear_on_top(
     return layer if layer.bias is None else None
 
 # %% ../../nbs/model/loss.ipynb #e2a31646
-def _near(a: torch.Tensor, b: torch.Tensor, share: float) -> bool:
-    "Whether two tensors are equal up to a share of the largest number"
-    a, b = a.float(), b.float()
-    most = b.nan_to_num().abs().max().item()
-    return torch.allclose(a, b, rtol=share, atol=share*most, equal_nan=True)
-
-
 @contextmanager
 def inputs_times(
     layer: torch.nn.Linear,
-    factor: float,
+    factor, # a number
 ):
     "Inside, the layer gets what it is given times a number"
     hook = layer.register_forward_pre_hook(lambda _, args: tuple(factor*x for x in args))
@@ -158,11 +151,33 @@ def inputs_times(
     finally:
         hook.remove()
 
+# %% ../../nbs/model/loss.ipynb #b3efb000
+def _near(a: torch.Tensor, b: torch.Tensor, share: float) -> bool:
+    "Whether two tensors are equal up to a share of the largest number"
+    a, b = a.float(), b.float()
+    most = b.nan_to_num().abs().max().item()
+    return torch.allclose(a, b, rtol=share, atol=share*most, equal_nan=True)
 
+
+def layer_gives(
+    model, # a causal language model
+    layer: torch.nn.Linear, # from `linear_on_top`
+    ids: torch.Tensor, # (rows, tokens)
+    logits: torch.Tensor, # (rows, tokens, vocabulary): what the layer gives for them
+    factor, # the layer's inputs are to be multiplied by
+) -> bool:
+    "Whether the model gives these logits, times the factor, and the loss that follows from them"
+    with inputs_times(layer, factor):
+        theirs, ours = model(ids, labels=ids), factor*logits
+    if getattr(theirs, "aux_loss", None) is not None or theirs.logits.shape != ours.shape:
+        return False  # e.g. losses in the place of logits
+    loss = logit_losses(ours, ids).mean()
+    return _near(theirs.logits, ours, 1e-3) and _near(theirs.loss, loss, 1e-4)
+
+# %% ../../nbs/model/loss.ipynb #e1e5de15
 def layer_is_all(
     model, # a causal language model
     layer: torch.nn.Linear, # from `linear_on_top`
-    largest: float | None = None, # let the largest logit be this; None: as it comes
 ) -> bool:
     "Whether the model's logits and loss are those of its base model and this layer"
     ids = probe_rows(model.config, model.device)[:2]
@@ -170,16 +185,11 @@ def layer_is_all(
         states = getattr(model.base_model(ids), "last_hidden_state", None)
         if states is None or states.shape[-1] != layer.in_features:
             return False
-        factor = largest/layer(states).abs().max().item() if largest else 1.0
-        with inputs_times(layer, factor):
-            theirs, ours = model(ids, labels=ids), layer(states)
-        if getattr(theirs, "aux_loss", None) is not None or theirs.logits.shape != ours.shape:
-            return False  # e.g. losses in the place of logits
-        flat, targets = factor*states[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-        loss = linear_losses(flat, layer.weight, targets).mean()
-    return _near(theirs.logits, ours, 1e-3) and _near(theirs.loss, loss, 1e-4)
+        logits = layer(states)
+        large = (1000/logits.abs().max()).log2().round().exp2()
+        return all(layer_gives(model, layer, ids, logits, factor) for factor in (1, large))
 
-# %% ../../nbs/model/loss.ipynb #e1e5de15
+# %% ../../nbs/model/loss.ipynb #cee28a71
 def output_layer(
     model, # a causal language model
 ): # its `torch.nn.Linear`; None where logits or loss are more than that layer's
@@ -187,7 +197,7 @@ def output_layer(
     layer = linear_on_top(model)
     if layer is None:
         return None
-    reason = trouble(lambda: all(layer_is_all(model, layer, most) for most in (None, 1000)))
+    reason = trouble(lambda: layer_is_all(model, layer))
     if not reason:
         return layer
     note = untested("transformers") if reason.startswith("fails") else ""

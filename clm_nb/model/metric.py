@@ -54,26 +54,28 @@ def to_dict(self: Perplexity) -> dict:
     return without_nan(vars(self) | {"perplexity": self.perplexity, "interval": self.interval})
 
 # %% ../../nbs/model/metric.ipynb #daa1030a
-def _figures(p: Perplexity) -> dict[str, str]:
-    "What a `Perplexity` shows: name → text"
+@patch
+def figures(self: Perplexity) -> dict[str, str]: # name → text
+    "What it shows"
     interval, bits = "–", "–"
-    if p.interval:
-        low, high = p.interval
+    if self.interval:
+        low, high = self.interval
         interval = f"{low:,.2f} – {high:,.2f}"
-    if p.bits_per_byte is not None:
-        bits = f"{p.bits_per_byte:.3f}"
-    return {"perplexity": f"{p.perplexity:,.2f}", "95%": interval,
-            "loss (nats/token)": f"{p.loss:.4f}", "bits per byte": bits, "tokens": f"{p.tokens:,}"}
+    if self.bits_per_byte is not None:
+        bits = f"{self.bits_per_byte:.3f}"
+    return {"perplexity": f"{self.perplexity:,.2f}", "95%": interval,
+            "loss (nats/token)": f"{self.loss:.4f}", "bits per byte": bits,
+            "tokens": f"{self.tokens:,}"}
 
 
 @patch
 def __str__(self: Perplexity):
-    return ", ".join(f"{name} {figure}" for name, figure in _figures(self).items())
+    return ", ".join(f"{name} {figure}" for name, figure in self.figures().items())
 
 
 @patch
 def _repr_markdown_(self: Perplexity):
-    figures = _figures(self)
+    figures = self.figures()
     names, texts = " | ".join(figures), " | ".join(figures.values())
     return f"| {names} |\n|{' ---: |'*5}\n| {texts} |"
 
@@ -124,7 +126,7 @@ def result(self: LossSums) -> Perplexity:
         bits = nats/math.log(2)/self.nbytes
     return Perplexity(nats/tokens, int(tokens), error, bits)
 
-# %% ../../nbs/model/metric.ipynb #3eddf9e2
+# %% ../../nbs/model/metric.ipynb #4687cbb4
 class _Streaming:
     "What `perplexity_metric` adds to `evaluate.Metric`"
     sums = None
@@ -157,7 +159,7 @@ class _Streaming:
         found = sums.result()
         return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
 
-
+# %% ../../nbs/model/metric.ipynb #3eddf9e2
 def perplexity_metric(): # an `evaluate.Metric`; works offline, in constant memory
     "Perplexity as a metric: predictions are token losses, references labels (-100: not counted)"
     import evaluate

@@ -151,7 +151,8 @@ def load_model(
 ): # `PreTrainedModel`, float32, in eval mode
     "The causal language model that goes by this name, or a new one with random weights"
     if name_or_path is None:
-        config = config or load_config(config_name, tokenizer, revision, token)
+        code = dict(trust_remote_code=kwargs.get("trust_remote_code", False))
+        config = config or load_config(config_name, tokenizer, revision, token, **code)
         return name_loss(new_model(config, seed, **kwargs))
     name = base_or_other(name_or_path)
     if name == base_model_folder() and device_and_precision()[0] == "cpu":

@@ -20,20 +20,14 @@ class PerplexityTable(dict):
     "Perplexities by name, to be compared: a `dict` that shows itself as a table or a plot"
 
 
-def _line(name: str, p: Perplexity, best: float | None) -> tuple:
+def _line(name: str, p: Perplexity, best: float | None) -> list[str]:
     "The text of each cell of a row"
-    interval = times = bits = "–"
-    if p.interval:
-        low, high = p.interval
-        interval = f"{low:,.2f} – {high:,.2f}"
-    if best:
-        times = f"{p.perplexity/best:,.2f}"
-    if p.bits_per_byte is not None:
-        bits = f"{p.bits_per_byte:.3f}"
-    return name, f"{p.perplexity:,.2f}", interval, times, f"{p.loss:.4f}", bits, f"{p.tokens:,}"
+    times = f"{p.perplexity/best:,.2f}" if best else "–"
+    texts = p.figures() | {"": name, "× best": times}
+    return [texts[head] for head in _heads]
 
 
-def _lines(table: PerplexityTable) -> list[tuple]:
+def _lines(table: PerplexityTable) -> list:
     "The text of all cells, the heads first"
     best = None
     if len({p.tokens for p in table.values()}) == 1:

@@ -105,18 +105,6 @@ class NextTokens:
     after: list[float] # probability after temperature, top-k and top-p; 0: cut
     kept: int # how many tokens of the whole vocabulary can still be drawn
 
-    def __str__(self):
-        return "\n".join("{:<20} {:>6} {:>7} {:>7}".format(*row) for row in self.table())
-
-    def _repr_html_(self):
-        lines = []
-        for row in self.table():
-            cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-            lines.append(f"<tr>{cells}</tr>")
-        head, *body = lines
-        table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
-        return f"{table}<p>{self.kept:,} tokens can be drawn.</p>"
-
 
 @patch
 def table(
@@ -129,6 +117,22 @@ def table(
     before, after = 1 - sum(self.before), 1 - sum(self.after)
     rows.append(("all others", "", f"{before:.1%}", f"{abs(after):.1%}" if after else "–"))
     return rows
+
+# %% ../../nbs/model/sampling.ipynb #b7fd2300
+@patch
+def __str__(self: NextTokens):
+    return "\n".join("{:<20} {:>6} {:>7} {:>7}".format(*row) for row in self.table())
+
+
+@patch
+def _repr_html_(self: NextTokens):
+    lines = []
+    for row in self.table():
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        lines.append(f"<tr>{cells}</tr>")
+    head, *body = lines
+    table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f"{table}<p>{self.kept:,} tokens can be drawn.</p>"
 
 # %% ../../nbs/model/sampling.ipynb #c49b7e12
 @patch

@@ -57,7 +57,8 @@ def rows_of_texts(
     prefix, suffix = document_affixes(tokenizer, add_eos)
     batch = pa.table({"text": pa.array(texts, pa.string())})
     encoded = tokenize_batch(batch, tokenizer_json(tokenizer), tuple(prefix), tuple(suffix))
-    for number, ids in enumerate(map(np.array, encoded["input_ids"].to_pylist())):
+    for number, ids in enumerate(encoded["input_ids"]):
+        ids = ids.values.to_numpy()
         for begin, end, first in windows(len(ids), block_size, stride):
             yield ScoredRow(ids[begin:end], np.arange(begin, end) >= first, number)
 

@@ -4,6 +4,7 @@ import os
 import pytest, torch
 from datasets import Dataset, DatasetDict
 
+import clm_nb.model.causal
 from clm_nb.generate import generate
 from clm_nb.model.causal import check_causal, reads_ahead, takes_padding
 from clm_nb.model.loss import fused_loss
@@ -86,6 +87,13 @@ def test_it_is_asked_once_and_short_contexts_can_be_asked():
     model.register_forward_hook(lambda *_: calls.append(1))
     check_causal(model), check_causal(model)
     assert len(calls) == 1
+
+
+def test_a_second_batch_of_prompts_asks_the_model_nothing(counted):
+    for name in ("reads_ahead", "takes_padding"): counted(clm_nb.model.causal, name)
+    model = gpt2()
+    for _ in range(2): generate(model, tokenizer(), ["The", "The quick"], max_new_tokens=2)
+    assert counted.calls == dict(reads_ahead=1, takes_padding=1)
 
 
 def test_a_model_of_no_numbers_is_not_taken_for_one_that_looks_ahead():

@@ -7,6 +7,7 @@ from clm_nb.generate import generate, stream
 from clm_nb.model.device import has_bf16
 from clm_nb.model.inference import PackedLinear, in_bf16, packing_pays, with_packed_layers
 from clm_nb.train import train
+from families import make
 from short_runs import large, parameters, run
 from tiny import auto, everywhere, families, gpt2, llama, needs_bf16, texts, tokenizer
 
@@ -123,9 +124,18 @@ def test_a_cache_with_room_to_spare_changes_no_token_whatever_a_model_keeps(kind
     assert draw() == text
 
 
+@pytest.mark.parametrize("kind", [gpt2, lambda: make("mpt")])
+def test_a_cache_with_room_is_used_by_a_model_that_is_configured_to_keep_nothing(kind):
+    model, ids = kind(), torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    model.config.use_cache = model.generation_config.use_cache = False
+    how = dict(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None, output_logits=True, return_dict_in_generate=True)
+    usual, roomy = (model.generate(ids, **how, **cache) for cache in ({}, clm_nb.model.inference.roomy_cache(model)))
+    torch.testing.assert_close(torch.stack(roomy.logits), torch.stack(usual.logits))
+
+
 def test_a_roomy_layer_keeps_what_it_is_given_through_every_change():
     from transformers.cache_utils import DynamicLayer
-    plain, roomy, rng = DynamicLayer(), clm_nb.model.inference.roomy_layer()(), torch.Generator().manual_seed(0)
+    plain, roomy, rng = DynamicLayer(), clm_nb.model.inference.RoomyLayer(), torch.Generator().manual_seed(0)
     changes = [lambda layer: layer.crop(-2), lambda layer: layer.batch_select_indices(torch.tensor([1, 1, 0])),
                lambda layer: layer.batch_repeat_interleave(2), lambda layer: layer.reset(), lambda layer: None]
     rows = [3, 3, 3, 6, 6, 6]
