@@ -1,27 +1,15 @@
 "How others do it: the tutorial's code word for word, run_clm.py's way, TRL's"
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]/"tests"))
+import upstream  # tests/upstream.py
 
 
 def tutorial(eli5, tokenizer, block_size: int, num_proc: int | None = 4):
     "The tutorial's preprocessing, word for word"
-    def preprocess_function(examples):
-        return tokenizer([" ".join(x) for x in examples["answers.text"]])
-
-    def group_texts(examples):
-        # Concatenate all texts.
-        concatenated_examples = {k: sum(examples[k], []) for k in examples.keys()}
-        total_length = len(concatenated_examples[list(examples.keys())[0]])
-        # We drop the small remainder, we could add padding if the model supported it instead of this drop, you can
-        # customize this part to your needs.
-        if total_length >= block_size:
-            total_length = (total_length // block_size) * block_size
-        # Split by chunks of block_size.
-        result = {
-            k: [t[i : i + block_size] for i in range(0, total_length, block_size)]
-            for k, t in concatenated_examples.items()
-        }
-        result["labels"] = result["input_ids"].copy()
-        return result
-
+    preprocess_function = upstream.function("preprocess_function", tokenizer=tokenizer)
+    group_texts = upstream.function("group_texts", block_size=block_size)
     eli5 = eli5.flatten()
     tokenized_eli5 = eli5.map(
         preprocess_function,

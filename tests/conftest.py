@@ -5,7 +5,7 @@ os.environ.pop("HF_HUB_OFFLINE", None)
 threads = os.environ.get("OMP_NUM_THREADS")
 os.environ["OMP_NUM_THREADS"] = "1"  # tiny models are slower on more
 
-import socket, subprocess, sys
+import shutil, socket, subprocess, sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 
 environ = os.environ
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 
 
 @pytest.fixture(autouse=True)

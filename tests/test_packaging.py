@@ -1,5 +1,5 @@
 "The package: one set of metadata wherever it is read, an sdist and a wheel that work without the checkout."
-import ast, builtins, configparser, email, importlib, importlib.metadata, os, re, shutil
+import ast, builtins, configparser, email, importlib, importlib.metadata, os, re
 import subprocess, symtable, sys, tarfile, tomllib, zipfile
 
 import nbformat, pytest, yaml
@@ -8,6 +8,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from clm_nb.probe import tested
+from conftest import needs_make
 from tree import copy_tree, root
 
 
@@ -272,7 +273,7 @@ def test_every_target_is_explained_and_is_makes_too(targets):
     assert set(phony) == set(rule) == set(targets.targets)
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+@needs_make
 def test_make_hands_on_what_its_command_line_sets(tmp_path):
     "And not more than that: without PYTHON=, do.py takes the Python that runs it."
     copy_tree(tmp_path/"tree")

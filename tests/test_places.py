@@ -9,7 +9,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_notebook
 
-from conftest import link
+from conftest import link, needs_make
 from tree import copy_tree, root
 
 sys.path.insert(0, str(root/"tools"))
@@ -220,6 +220,7 @@ def test_every_page_that_gets_a_gpu_exists(): assert all((root/"nbs"/name).is_fi
 def codespace(): return json.loads((root/".devcontainer/devcontainer.json").read_text(encoding="utf-8"))
 
 
+@needs_make
 def test_a_codespace_is_made_by_a_target_that_exists(codespace):
     made, kernel = codespace["postCreateCommand"].split(" && ")
     done = subprocess.run([*made.split(), "--dry-run"], cwd=root, capture_output=True, text=True)

@@ -16,29 +16,13 @@ from clm_nb.load import load_corpus
 from clm_nb.data.tokenizer import train_tokenizer
 from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
 from conftest import answer, python
-import tiny
+import tiny, upstream
 
 datasets.disable_progress_bars()
 block_size = 16
 encoders = ("gigatoken", "tokenizers")
 ragged_lists = Features(input_ids=List(Value("int32")))
-
-
-def group_texts(examples):  # the tutorial's code, word for word
-    # Concatenate all texts.
-    concatenated_examples = {k: sum(examples[k], []) for k in examples.keys()}
-    total_length = len(concatenated_examples[list(examples.keys())[0]])
-    # We drop the small remainder, we could add padding if the model supported it instead of this drop, you can
-    # customize this part to your needs.
-    if total_length >= block_size:
-        total_length = (total_length // block_size) * block_size
-    # Split by chunks of block_size.
-    result = {
-        k: [t[i : i + block_size] for i in range(0, total_length, block_size)]
-        for k, t in concatenated_examples.items()
-    }
-    result["labels"] = result["input_ids"].copy()
-    return result
+group_texts = upstream.function("group_texts", block_size=block_size)
 
 
 def random_corpus(n, seed):
@@ -54,8 +38,7 @@ def random_corpus(n, seed):
 @pytest.mark.parametrize("n", [2345, 7])
 def test_the_tutorials_choices_give_the_tutorials_blocks(n, num_proc, cache):
     corpus, tokenizer = random_corpus(n, n), tiny.tokenizer()
-    def preprocess_function(examples):
-        return tokenizer([" ".join(x) for x in examples["answers.text"]])
+    preprocess_function = upstream.function("preprocess_function", tokenizer=tokenizer)
     eli5 = corpus.flatten()
     tokenized_eli5 = eli5.map(preprocess_function, batched=True, num_proc=num_proc, remove_columns=eli5.column_names)
     theirs = tokenized_eli5.map(group_texts, batched=True, num_proc=num_proc)

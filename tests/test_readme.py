@@ -3,7 +3,7 @@ import os, re, shlex, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
-from conftest import answer, python
+from conftest import answer, needs_make, python
 
 root = Path(__file__).resolve().parents[1]
 readme = (root/"README.md").read_text(encoding="utf-8") if (root/"README.md").exists() else ""
@@ -33,6 +33,7 @@ def test_readme_says_how_to_train_on_your_own_text():
     assert any("--dataset_name my_texts/" in command for command in of["clm_nb"])
 
 
+@needs_make
 def test_make_targets_exist():
     for command in of["make"]:
         done = subprocess.run([*shlex.split(command), "-n"], cwd=root, capture_output=True, text=True)

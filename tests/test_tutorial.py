@@ -5,10 +5,11 @@ import datasets, numpy as np, pytest, torch
 from datasets import Dataset, DatasetDict
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 from clm_nb.core import finetune, flatten, group, prepare, tokenize, train, tutorial_choices
-from test_preprocess import block_size, group_texts
-import tiny
+import tiny, upstream
 
 datasets.disable_progress_bars()
+block_size = 16
+group_texts = upstream.function("group_texts", block_size=block_size)
 steps, rate = 20, 1e-3
 short = dict(max_steps=steps, logging_steps=1, learning_rate=rate, weight_decay=0.01, per_device_train_batch_size=8,
              eval_strategy="steps", eval_steps=steps, save_strategy="no", report_to="none", use_cpu=True,
@@ -16,8 +17,7 @@ short = dict(max_steps=steps, logging_steps=1, learning_rate=rate, weight_decay=
 
 
 def verbatim(eli5, tokenizer, model, output_dir):
-    def preprocess_function(examples):
-        return tokenizer([" ".join(x) for x in examples["answers.text"]])
+    preprocess_function = upstream.function("preprocess_function", tokenizer=tokenizer)
     eli5 = eli5.flatten()
     tokenized_eli5 = eli5.map(preprocess_function, batched=True, remove_columns=eli5["train"].column_names)
     lm_dataset = tokenized_eli5.map(group_texts, batched=True)

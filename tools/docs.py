@@ -246,7 +246,7 @@ def readme(check: bool) -> int:
 
 # The site
 
-notice = "This is a plain preview: no search, no API styling, no dark theme switch. Quarto builds the real site."
+notice = "This is a plain preview: no search, no API styling, no switch between light and dark. Quarto builds the real site."
 quarto_help = """Quarto is not installed, so this is a plain preview of every page. For the real site, install Quarto
 (https://quarto.org/docs/get-started/, a download without further requirements) and run `make docs` again."""
 
@@ -264,8 +264,15 @@ main table { display: block; max-width: 100%; overflow-x: auto }
 main :is(p, li) code { overflow-wrap: anywhere }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
-@media (max-width: 50rem) { .columns { display: block } }
+@media (max-width: 50rem) { .columns { flex-direction: column-reverse } nav { flex: none } main { max-width: 100% } }
+@media (prefers-color-scheme: dark) {
+  :root { color-scheme: dark } body { color: #ddd; background: #181818 } a { color: #79b8ff }
+  .input_area pre { background: #262626 } th, td { border-color: #444 }
+}
 """
+
+
+code_styles = {"light": "default", "dark": "github-dark"}  # Pygments' names
 
 
 def sidebar() -> list[tuple[str, list[Path]]]: # (section, notebooks relative to nbs/)
@@ -318,7 +325,8 @@ def preview(out: Path) -> list[Path]: # the pages written
     titles = {p: front_matter(nb)["title"] for p, nb in pages.items()}
     exporter = HTMLExporter(template_name="basic", require_js_url="", mathjax_url="", jquery_url="", mermaid_js_url="",
                             exclude_anchor_links=True)
-    css = style + HtmlFormatter().get_style_defs(".highlight")
+    colours = {scheme: HtmlFormatter(style=name).get_style_defs(".highlight") for scheme, name in code_styles.items()}
+    css = style + "".join(f"@media (prefers-color-scheme: {scheme}) {{ {rules} }}" for scheme, rules in colours.items())
     shutil.rmtree(out, ignore_errors=True)
     for p, nb in pages.items():
         fm = front_matter(nb)

@@ -46,7 +46,7 @@ class Generation:
     answers: dict[str, Answer] # one per model, by its name
     stopped: bool = False # whether Stop ended it
 
-
+# %% ../../nbs/look/answers.ipynb #052424c4
 @patch(as_prop=True)
 def texts(self: Generation) -> dict[str, str]:
     "What each model wrote"

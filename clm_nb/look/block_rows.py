@@ -26,7 +26,7 @@ def token_html(cutting: Cutting, serial: int, text: str) -> str:
     style = "border-right:1px solid rgba(0,0,0,.22);padding:1px 2px;"
     return element("span", escape(text), style=style)
 
-
+# %% ../../nbs/look/block_rows.ipynb #08cbef62
 def part_html(
     cutting: Cutting, # where every token went
     part: BlockPart, # from `line_parts`

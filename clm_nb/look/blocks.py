@@ -59,9 +59,10 @@ names_of_counts = {
 def counts_table(self: BlockView) -> list[tuple]:
     "Rows of (count, value per side …), the header first"
     cuttings = [cutting for _, cutting, _ in self.sides()]
+    counts = [cutting.counts for cutting in cuttings]
     rows = [("", "this way", "the tutorial's")[:1 + len(cuttings)]]
     for key, name in names_of_counts.items():
-        rows.append((name, *(f"{cutting.counts[key]:,}" for cutting in cuttings)))
+        rows.append((name, *(f"{side[key]:,}" for side in counts)))
     rows.append(("documents run together", *(f"{cutting.seams:,}" for cutting in cuttings)))
     return rows
 

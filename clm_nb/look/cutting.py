@@ -11,6 +11,7 @@ __all__ = ['numbered_documents', 'BlockLine', 'lines_of_stream', 'lines_of_batch
 # %% ../../nbs/look/cutting.ipynb #imports
 import hashlib, tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,6 +96,11 @@ class Cutting:
     lines: list # `BlockLine`s, in order
     eos: int | None # the token that ends a document
 
+    @cached_property
+    def ends(self) -> np.ndarray: # (documents,)
+        "The place behind the last token of each document"
+        return np.cumsum(self.lengths)
+
 
 def cut_documents(
     lists: list, # token ids of each document
@@ -122,8 +128,8 @@ def documents(
     serials: np.ndarray, # (tokens,) from a line
 ) -> np.ndarray: # (tokens,) from 0; -1: padding
     "The document that each token is from"
-    ends = np.cumsum(self.lengths)
-    return np.where(serials < 0, -1, np.searchsorted(ends, serials, side="right"))
+    found = np.searchsorted(self.ends, serials, side="right")
+    return np.where(serials < 0, -1, found)
 
 # %% ../../nbs/look/cutting.ipynb #ed3f1bdf
 @patch(as_prop=True)
@@ -168,7 +174,7 @@ def line_parts(
     "The documents, or parts of documents, in one line"
     if not len(line.serials):
         return []
-    numbers, ends = cutting.documents(line.serials), np.cumsum(cutting.lengths)
+    numbers, ends = cutting.documents(line.serials), cutting.ends
     parts = []
     for at in np.split(np.arange(len(numbers)), np.flatnonzero(np.diff(numbers)) + 1):
         document, serials = int(numbers[at[0]]), line.serials[at]

@@ -109,7 +109,7 @@ def message(self: NextTokenExplorer) -> str: # empty: all is well
         return self.note
     return f"The context is full: {len(self.ids)} tokens. Undo, reset, or use a shorter prompt."
 
-
+# %% ../../nbs/look/explorer.ipynb #827aaec3
 @patch
 def _line_html(self: NextTokenExplorer) -> str:
     "The tokens so far and the message, in HTML"
@@ -247,7 +247,8 @@ def reset(self: NextTokenExplorer):
 @patch
 def plot(self: NextTokenExplorer): # `matplotlib.figure.Figure`
     "The bars of every model, side by side"
-    if not self.distribution:
+    shown = self.distribution
+    if not shown:
         raise ValueError(f"There is nothing to plot. {self.message}")
     title = " · ".join(f"{name} {value:g}" for name, value in self.settings.items())
-    return bars_figure(self.distribution, title)
+    return bars_figure(shown, title)

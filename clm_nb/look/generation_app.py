@@ -63,7 +63,7 @@ def _connect(self: GenerationApp):
 
 
 @patch
-def _mode_changed(self: GenerationApp, change=None):
+def _mode_changed(self: GenerationApp):
     switch_controls(vars(self))
     self.new_seed_button.disabled = self.seed.disabled
 
@@ -179,7 +179,7 @@ def _lay_out(self: GenerationApp):
     page.add_class("clm-generation")
     return page
 
-
+# %% ../../nbs/look/generation_app.ipynb #dffea451
 @patch(as_prop=True)
 def ui(self: GenerationApp):
     "The app's widgets"
@@ -238,7 +238,7 @@ def recall(
 
 # %% ../../nbs/look/generation_app.ipynb #1f87238a
 @patch
-def clear(self: GenerationApp, _=None):
+def clear(self: GenerationApp):
     "Forget what has been made"
     if self.running:
         return
@@ -249,7 +249,7 @@ def clear(self: GenerationApp, _=None):
 
 
 @patch
-def new_seed(self: GenerationApp, _=None):
+def new_seed(self: GenerationApp):
     "A seed at random; neither torch nor Python's own generator is asked for it"
     self.seed.value = random.SystemRandom().randrange(2**31)
 
@@ -266,13 +266,13 @@ def wait(
 
 
 @patch
-def stop(self: GenerationApp, _=None):
+def stop(self: GenerationApp):
     "End the text after the token that is being made"
     self._stop.set()
 
 # %% ../../nbs/look/generation_app.ipynb #cebce01d
 @patch
-def generate(self: GenerationApp, _=None):
+def generate(self: GenerationApp):
     "Start, and return at once; nothing happens while the app is running"
     clicked = time.perf_counter()
     run = no_answers(self.models, self.settings, self.prompt.value)
@@ -283,7 +283,7 @@ def generate(self: GenerationApp, _=None):
     self._worker = threading.Thread(target=self._work, args=(run, clicked), daemon=True)
     self._worker.start()
 
-
+# %% ../../nbs/look/generation_app.ipynb #cf83612a
 @patch
 def _pieces(self: GenerationApp, run: Generation, name: str):
     "What a model writes, piece by piece; a beam search shows its steps, as it has no pieces"

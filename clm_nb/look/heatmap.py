@@ -225,7 +225,7 @@ def draw_base(
     axes[1].legend(frameon=False, ncols=2)
     axes[1].set_ylabel("learnt (nats)")
 
-
+# %% ../../nbs/look/heatmap.ipynb #c08cac10
 @patch
 def plot(
     self: LossMap,

@@ -112,7 +112,7 @@ class GreedyAnswer:
     def before(self) -> list[float]:
         return self.shares(1.0, 0, 1.0)
 
-
+# %% ../../nbs/look/likely_path.ipynb #96c60bc5
 @patch
 def shares(
     self: GreedyAnswer,
@@ -167,7 +167,7 @@ class Explored:
     def ids(self) -> list[int]:
         return self._prompt_ids + self._appended
 
-
+# %% ../../nbs/look/likely_path.ipynb #e20ac66c
 @patch
 def ask(self: Explored):
     "Run the models on the ids, if they are others than last time; what can't be run is in `error`"

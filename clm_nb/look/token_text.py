@@ -37,8 +37,8 @@ def visible_text(
 
 # %% ../../nbs/look/token_text.ipynb #1b5c32db
 def printable(
-    text: str,
-) -> str:
+    text: str, # for a terminal
+) -> str: # line ends and tabs are as they were
     "The text with its control characters made visible"
     shown = []
     for character in text:

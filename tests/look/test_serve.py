@@ -232,11 +232,11 @@ def test_the_server_starts_and_ends_as_on_windows(run):
     "Voilà chooses another kind of event loop while it starts; Ctrl-C doesn't wake a loop that waits"
     process = subprocess.Popen([sys.executable, "-c", of_windows + interrupted_elsewhere + command, "app", "--model", str(run)],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    late = threading.Timer(90, process.kill)
+    late = threading.Timer(tiny.patience, process.kill)
     late.start()
     try:
         assert "http://127.0.0.1:" in process.stdout.readline()
-        assert process.communicate("now\n", timeout=20)[0] == "clm_nb app: stopped\n" and process.returncode == 0
+        assert process.communicate("now\n", timeout=tiny.patience)[0] == "clm_nb app: stopped\n" and process.returncode == 0
     finally:
         late.cancel()
         process.kill()
