@@ -23,16 +23,16 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
-from .data.cache import sweep_cache
+from .data.cache import clear_cache, sweep_cache
 from .data.hub import first_line, pinned
-from .data.tokenizer import load_tokenizer
-from .load import load_corpus
+from .data.tokenizer import load_tokenizer, train_tokenizer
+from .load import load_corpus, read_corpus
 from .tokenize import tokenize
 from .flatten import flatten
 from .group import check_grouping, check_samples, first_blocks, group
 from .model.model import check_fit, check_isolation, context_length, load_config, load_model
-from .perplexity import perplexity
-from .generate import generate
+from .perplexity import document_perplexities, perplexity, token_losses
+from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import training_arguments, training_settings
 from .training.runs import check_digests, check_output_dir, write_card, write_run
@@ -40,29 +40,23 @@ from .training.share import check_hub
 from .training.hold import check_free, hold
 from .training.resume import find_checkpoint, resume_choice
 from .training.plan import TrainingPlan
-from .train import embedded_finetuning
+from .train import embedded_finetuning, embedded_run, train
 from .look.report import write_report
 from .look.run import Run, run_views, sample_options
 
 # %% ../nbs/09_core.ipynb #names-through
-from .data.cache import clear_cache
 from .data.python_docs import python_docs
 from .data.split import split_corpus
 from .data.leaks import leakage, remove_leaks
-from .data.tokenizer import train_tokenizer
-from .load import read_corpus
 from .collate import BlockRows, CausalCollator
 from .model.metric import Perplexity, perplexity_metric
 from .model.baselines import baselines, kneser_ney
 from .model.sampling import next_tokens, sampling_probabilities
-from .perplexity import document_perplexities, token_losses
-from .generate import stream
 from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
-from .train import embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
 from .look.batch import show_batch
@@ -210,10 +204,8 @@ _first_tokens = 8 # what a sample continues where no prompt is given
 
 def _check_start(start: _Start, tokenizer, block_size: int, prompt: str | None, isolated) -> float:
     "How many tokens of the model's context the prompt leaves, or an early error"
-    name, config_tokenizer = start.model_name, None
-    if start.config_name:
-        name, config_tokenizer = start.config_name, tokenizer
-    config = load_config(name, config_tokenizer, start.revision, start.token)
+    name, new_for = start.config_name or start.model_name, tokenizer if start.config_name else None
+    config = load_config(name, new_for, start.revision, start.token)
     check_fit(config, block_size, tokenizer)
     context = context_length(config) or float("inf")
     length = len(tokenizer(prompt, verbose=False).input_ids) if prompt else _first_tokens
