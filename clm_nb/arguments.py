@@ -211,6 +211,7 @@ class GenerateArguments:
                         0.95)
     num_beams: int = _arg("beams of a beam search", 1)
     greedy: bool = _arg("always the likeliest token; no sampling", False)
+    seed: int = _arg("the same seed gives the same text")
 
 
 @dataclass

@@ -86,7 +86,7 @@ def _print_figures(figures, as_json: bool) -> None:
     else:
         print(to_json(figures.to_dict()))
 
-
+# %% ../nbs/10_cli.ipynb #perplexity-code
 def perplexity_command(
     argv: list[str], # what stands behind `clm_nb perplexity`
 ):
@@ -117,7 +117,6 @@ def perplexity_command(
 def _generate_parser() -> argparse.ArgumentParser:
     parser = command_parser("generate", about["generate"], ModelArguments, GenerateArguments)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, help="the same seed gives the same text")
     return parser
 
 # %% ../nbs/10_cli.ipynb #5449f2a6
@@ -133,10 +132,12 @@ def _generation(given: dict) -> dict:
 # %% ../nbs/10_cli.ipynb #656098d1
 def _print_pieces(prompt: str, pieces) -> None:
     "The prompt, and behind it each piece of text as it comes"
-    print(printable(prompt), end="", flush=True)
-    for piece in pieces:
-        print(printable(piece), end="", flush=True)
-    print()
+    try:
+        print(printable(prompt), end="", flush=True)
+        for piece in pieces:
+            print(printable(piece), end="", flush=True)
+    finally:
+        print() # an error begins on a line of its own
 
 
 def generate_command(
@@ -168,12 +169,10 @@ def _app_parser() -> argparse.ArgumentParser:
     parser.add_argument("--open", action="store_true", dest="open_browser",
                         help="show the page in the default browser")
     section = parser.add_argument_group("What the app begins with")
-    shown = ("prompt", "max_new_tokens", "temperature", "top_k", "top_p")
+    shown = ("prompt", "max_new_tokens", "temperature", "top_k", "top_p", "seed")
     for f in fields(GenerateArguments):
         if f.name in shown:
             flag(section, f)
-    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS,
-                        help="the same seed gives the same text")
     return parser
 
 

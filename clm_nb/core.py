@@ -25,34 +25,38 @@ from fastcore.basics import patch
 from .ledger import Ledger, check_ledger
 from .data.cache import clear_cache, sweep_cache
 from .data.hub import first_line, pinned
-from .data.python_docs import python_docs
-from .data.split import split_corpus
-from .data.leaks import leakage, remove_leaks
 from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
 from .tokenize import tokenize
 from .flatten import flatten
 from .group import check_grouping, check_samples, first_blocks, group
-from .collate import BlockRows, CausalCollator
 from .model.model import check_fit, check_isolation, context_length, load_config, load_model
-from .model.metric import Perplexity, perplexity_metric
-from .model.baselines import baselines, kneser_ney
-from .model.sampling import next_tokens, sampling_probabilities
 from .perplexity import document_perplexities, perplexity, token_losses
 from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import training_arguments, training_settings
 from .training.runs import check_digests, check_output_dir, write_card, write_run
+from .training.share import check_hub
 from .training.hold import check_free, hold
 from .training.resume import find_checkpoint, resume_choice
-from .training.share import check_hub
+from .training.plan import TrainingPlan
+from .train import embedded_finetuning, embedded_run, train
+from .look.report import write_report
+from .look.run import Run, run_views, sample_options
+
+# %% ../nbs/09_core.ipynb #names-through
+from .data.python_docs import python_docs
+from .data.split import split_corpus
+from .data.leaks import leakage, remove_leaks
+from .collate import BlockRows, CausalCollator
+from .model.metric import Perplexity, perplexity_metric
+from .model.baselines import baselines, kneser_ney
+from .model.sampling import next_tokens, sampling_probabilities
 from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
 from .training.lr_finder import find_lr, suggest_lr
-from .training.plan import TrainingPlan
-from .train import embedded_finetuning, embedded_run, train
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
 from .look.batch import show_batch
@@ -62,8 +66,6 @@ from .look.distribution import distribution
 from .look.explorer import NextTokenExplorer
 from .look.generation_app import GenerationApp
 from .look.serve import RunApp, run_app
-from .look.report import write_report
-from .look.run import Run, run_views, sample_options
 
 # %% ../nbs/09_core.ipynb #7927e3e3
 _all_ = ["Run", "Ledger", "check_ledger", "load_corpus", "read_corpus", "python_docs",
@@ -159,22 +161,23 @@ def make_model(self: _Start, tokenizer):
 # %% ../nbs/09_core.ipynb #18ee45e8
 @patch
 def settings(self: _Start, given: dict) -> dict:
-    "Training arguments: those that suit the model, and over them those that are given"
+    "The settings of the run: those that suit the model, and over them those that are given"
     found = dict(seed=self.seed)
     if self.model_name == "python-docs-gpt2":
         found |= embedded_finetuning
     if self.token:
         found["hub_token"] = self.token
-    return found | given
+    return training_settings(**found | given)
 
 # %% ../nbs/09_core.ipynb #91235449
 def _check_settings(output_dir, resume_from_checkpoint, settings: dict):
     "The `TrainingArguments` of the settings, or an early error"
     check_output_dir(output_dir)
     check_free(output_dir)
-    args = training_arguments(output_dir, **training_settings(**settings))
-    if resume_choice(resume_from_checkpoint) is not True:
-        find_checkpoint(output_dir, resume_choice(resume_from_checkpoint))
+    args = training_arguments(output_dir, **settings)
+    choice = resume_choice(resume_from_checkpoint)
+    if choice is not True:
+        find_checkpoint(output_dir, choice)
     if args.push_to_hub:
         check_hub(args.hub_token)
     return args
@@ -196,15 +199,16 @@ def _data_options(name, given: dict | None, as_tutorial: bool, token: str | None
     return data | {option: value for option, value in more.items() if value is not None}
 
 # %% ../nbs/09_core.ipynb #10649dc3
-def _check_start(start: _Start, tokenizer, block_size: int, prompt: str, isolated: bool) -> float:
+_first_tokens = 8 # what a sample continues where no prompt is given
+
+
+def _check_start(start: _Start, tokenizer, block_size: int, prompt: str | None, isolated) -> float:
     "How many tokens of the model's context the prompt leaves, or an early error"
-    name, config_tokenizer = start.model_name, None
-    if start.config_name:
-        name, config_tokenizer = start.config_name, tokenizer
-    config = load_config(name, config_tokenizer, start.revision, start.token)
+    name, new_for = start.config_name or start.model_name, tokenizer if start.config_name else None
+    config = load_config(name, new_for, start.revision, start.token)
     check_fit(config, block_size, tokenizer)
     context = context_length(config) or float("inf")
-    length = len(tokenizer(prompt, verbose=False).input_ids)
+    length = len(tokenizer(prompt, verbose=False).input_ids) if prompt else _first_tokens
     if length >= context:
         raise ValueError(f"The prompt's {length} tokens fill the model's context of {context}. "
                          "Use a shorter prompt.")
@@ -221,7 +225,7 @@ def _blocks(times, expected: dict | None, data: dict, *args, **own):
     return blocks
 
 # %% ../nbs/09_core.ipynb #6c020420
-def _first_words(held_out, tokenizer, n_tokens: int = 8) -> str:
+def _first_words(held_out, tokenizer, n_tokens: int = _first_tokens) -> str:
     "The beginning of the held-out text; a space where that has no words"
     ids = held_out[0]["input_ids"][:n_tokens]
     return tokenizer.decode(ids, skip_special_tokens=True) or " "
@@ -297,11 +301,12 @@ def _training(args, source: dict, resume_from_checkpoint, settings: dict) -> dic
     sample_prompt = None if args.fsdp or args.deepspeed else source["prompt"]
     return dict(output_dir=args.output_dir, source=source, exact_loss=source["exact_loss"],
                 resume_from_checkpoint=resume_from_checkpoint, sample_prompt=sample_prompt,
-                settings=training_settings(**settings))
+                settings=settings)
 
 
-def _carry_out(plan: TrainingPlan, start: _Start, prompt: str, length: int, times) -> Run:
+def _carry_out(plan: TrainingPlan, start: _Start, room: float, times) -> Run:
     "The run, from measuring to report, while nobody else may write into its folder"
+    prompt, length = plan.source["prompt"], int(min(plan.source["max_new_tokens"], room))
     with hold(plan.args.output_dir, plan.args.process_index == 0):
         run = _measure_and_train(plan, prompt, length, times)
         return finish(run, partial(start.make_model, plan.tokenizer))
@@ -336,17 +341,16 @@ def finetune(
     tokenizer = start.pin().make_tokenizer()
     data = _data_options(dataset_name, data, as_tutorial, token,
                          max_train_samples=max_train_samples, max_eval_samples=max_eval_samples)
-    room = _check_start(start, tokenizer, block_size, prompt or "", data.get("isolate_documents"))
+    room = _check_start(start, tokenizer, block_size, prompt, data.get("isolate_documents"))
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
     blocks = _blocks(times, data_digest, data, dataset_name, tokenizer, block_size=block_size,
                      seed=seed, token=token, ledger=ledger)
-    prompt = prompt or _first_words(blocks["test"], tokenizer)
-    names = dict(dataset_name=_named(dataset_name), **start.source(), data=data, prompt=prompt,
+    names = dict(dataset_name=_named(dataset_name), **start.source(), data=data,
+                 prompt=prompt or _first_words(blocks["test"], tokenizer),
                  max_new_tokens=max_new_tokens, exact_loss=exact_loss and not as_tutorial)
     training = _training(args, names, resume_from_checkpoint, settings)
     plan = _plan(start, tokenizer, blocks, ledger, times, training)
-    length = int(min(max_new_tokens, room - 8))
-    return plan.foresee() if preflight else _carry_out(plan, start, prompt, length, times)
+    return plan.foresee() if preflight else _carry_out(plan, start, room, times)
 
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:

@@ -27,13 +27,12 @@ from .flatten import flatten
 from .group import group
 from .model.device import device_and_precision, keep_freed_memory
 from .model.model import context_length, load_model
-from .training.settings import training_arguments, training_settings
-from .training.runs import describe_run, put_files, write_card, write_run
+from .training.settings import training_settings
+from .training.runs import put_files, write_card, write_run
 from .training.hold import hold
 from .training.checkpoint import rotate
 from .training.charts import loss_curve
 from .training.resume import resume_choice
-from .training.trainer import make_trainer
 from .training.plan import TrainingPlan
 
 # %% ../nbs/05_train.ipynb #24b3f631
@@ -50,7 +49,6 @@ def save_weights(
     new.mkdir(exist_ok=True)
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
-        (new/"training_args.bin").unlink(missing_ok=True) # a pickle, with a token in it
         flush(new)
         put_files(new, folder)
     except (OSError, SafetensorError) as error:
@@ -58,7 +56,6 @@ def save_weights(
                       "go on from the last checkpoint with resume_from_checkpoint=True.") from error
     finally:
         remove(new)
-
 
 # %% ../nbs/05_train.ipynb #6d6c9c2b
 def save_run(

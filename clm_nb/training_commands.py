@@ -25,6 +25,12 @@ _training_flags = (
     "--learning_rate 1e-4.")
 
 
+def _add_resume(parser: argparse.ArgumentParser, help: str) -> None:
+    "The flag `--resume`, which stays out of the result where it isn't given"
+    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
+                        default=argparse.SUPPRESS, help=help)
+
+# %% ../nbs/training_commands.ipynb #train-parser
 def train_parser() -> argparse.ArgumentParser:
     "The parser of `clm_nb train`, less the training arguments"
     parser = command_parser("train", about["train"], DataArguments, ModelArguments,
@@ -42,9 +48,8 @@ def train_parser() -> argparse.ArgumentParser:
     parser.add_argument("--from_run", **absent,
                         help="repeat the run that this run.json tells of, into RUN-again; other "
                              "flags change it")
-    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
-                        **absent, help="go on from the newest whole checkpoint of output_dir; "
-                                       "begin where there is none yet")
+    _add_resume(parser, "go on from the newest whole checkpoint of output_dir; begin where there "
+                        "is none yet")
     parser.add_argument("--preflight", action="store_true", **absent,
                         help="measure a few steps, say how much memory, disk and time the run "
                              "would need, and stop")
@@ -112,8 +117,7 @@ def demo_parser() -> argparse.ArgumentParser:
     parser = command_parser("demo", about["demo"])
     parser.add_argument("--output_dir", default="runs/demo",
                         help="the run folder (default: %(default)s)")
-    parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
-                        help="go on where the demo was interrupted")
+    _add_resume(parser, "go on where the demo was interrupted")
     return parser
 
 

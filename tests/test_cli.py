@@ -179,6 +179,17 @@ def test_a_hub_that_never_answers_is_left(run, folder, monkeypatch):
     assert not (folder/"out").exists()
 
 
+def test_an_error_in_the_middle_of_a_line_stands_on_a_line_of_its_own(run, folder, monkeypatch):
+    "Behind the bar of a run that diverges, and behind a text that is written while it is made"
+    status, out, err = run(*scratch, *"--max_steps 9 --learning_rate 1e38 --optim sgd --max_grad_norm 0 --lr_scheduler_type constant".split())
+    assert status == 1 and "steps" in err and err.splitlines()[-1].startswith("clm_nb: At step ") and "learning_rate" in err.splitlines()[-1]
+    def broken(*args, **kwargs):
+        yield " brown"
+        raise ValueError("out of luck")
+    monkeypatch.setattr("clm_nb.core.stream", broken)
+    assert run("generate", "--model_name_or_path", "model", "--prompt", "The quick") == (1, "The quick brown\n", "clm_nb: out of luck\n")
+
+
 def test_from_a_data_file_to_generated_text(run, folder, cache):
     flags = "--text_column answers.text --max_steps 6 --eval_strategy steps --eval_steps 3 --learning_rate 1e-2" \
             " --save_strategy no --bf16 false"

@@ -69,3 +69,18 @@ def test_a_base_that_cannot_be_loaded_again_costs_no_run():
     told = [title for title, (_, view) in views.items() if "the base is gone" in view._repr_html_()]
     assert told == ["Results", "Token by token", "The next token"]
     assert not any("Not shown" in view._repr_html_() for _, view in run_views(run).values())
+
+
+def test_a_prompt_that_nearly_fills_the_context_is_continued_as_far_as_it_goes(tmp_path):
+    from clm_nb.core import finetune
+    from tiny import gpt2, texts, tokenizer
+    words, records = tokenizer(), [dict(text=f"{text} {i}") for i, text in enumerate(texts*4)]
+    gpt2(n_positions=16).save_pretrained(tmp_path/"model")
+    words.save_pretrained(tmp_path/"model")
+    prompt = words.decode(words(texts[0]).input_ids[:12])
+    assert len(words(prompt).input_ids) == 12
+    from datasets import Dataset
+    run = finetune(Dataset.from_list(records), str(tmp_path/"model"), output_dir=tmp_path/"run", block_size=16, prompt=prompt, max_steps=1,
+                   save_strategy="no", eval_strategy="no", disable_tqdm=True)
+    assert run.sample.startswith(prompt) and "[no text" not in run.sample
+    assert 0 < len(words(run.sample.removeprefix(prompt)).input_ids)

@@ -33,6 +33,7 @@ def seal(
     **told, # what the list is to say besides, e.g. the step
 ) -> None:
     "Write the list of its files into a checkpoint, and wait until the disk has everything"
+    (checkpoint/list_name).unlink(missing_ok=True) # an earlier one, which would list itself
     told = dict(files=list_files(checkpoint)) | told
     (checkpoint/list_name).write_text(json.dumps(told, indent=1, default=str), encoding="utf-8")
     flush(checkpoint)
@@ -74,7 +75,7 @@ def checkpoint_step(
     "After which step it was written"
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
-
+# %% ../../nbs/training/checkpoint.ipynb #newest-code
 def newest_whole(
     folder: Path, # a run folder
     started: str | None = None, # when the run was started, as `run.json` says; None: any run
@@ -99,7 +100,7 @@ def _best(checkpoint: Path) -> str | None:
     best = json.loads(state.read_text(encoding="utf-8")).get("best_model_checkpoint")
     return Path(best).name if best else None
 
-
+# %% ../../nbs/training/checkpoint.ipynb #rotate-code
 def rotate(
     newest: Path, # the checkpoint that was just written
     limit: int | None = None, # how many of the run may stay; None or 0: all
@@ -111,9 +112,9 @@ def rotate(
     for checkpoint in checkpoints(newest.parent):
         if checkpoint.name in stays:
             continue
-        useless = checkpoint_step(checkpoint) > step
-        useless = useless or read_list(checkpoint).get("started") != started
-        if useless or (limit and kept >= limit):
+        beyond = checkpoint_step(checkpoint) > step
+        of_another_run = read_list(checkpoint).get("started") != started
+        if beyond or of_another_run or (limit and kept >= limit):
             remove(checkpoint)
             gone.append(checkpoint)
         else:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..data.whole import leftovers, remove, unfinished
+from ..data.whole import leftovers, remove
 from .runs import lock_name
 
 # %% ../../nbs/training/hold.ipynb #3901b65d
@@ -69,7 +69,7 @@ def _take(folder: Path) -> FileLock:
                           "Name another folder.") from error
     return lock
 
-
+# %% ../../nbs/training/hold.ipynb #hold-code
 @contextmanager
 def hold(
     folder, # a run folder; it is made where it isn't there

@@ -171,7 +171,7 @@ def losses(self: LRFinder) -> list[float]: # nats per token
     "What the losses would be if all batches were alike"
     return (np.mean(self.untrained) + _smooth(self.gains, self.width)).tolist()
 
-
+# %% ../../nbs/training/lr_finder.ipynb #finder-code
 @patch(as_prop=True)
 def suggestion(self: LRFinder) -> float:
     "The learning rate at which the loss falls fastest"

@@ -86,7 +86,8 @@ def today(
 
 # %% ../../nbs/training/renamed.ipynb #7a8ed9e8
 of_data = {"split", "text_column", "test_size", "dedupe", "explode", "add_eos", "allow_special",
-           "isolate_documents", "remainder", "num_proc"} # of `prepare`
+           "isolate_documents", "remainder", "num_proc", "sample_by", "dataset_config_name",
+           "dataset_revision"} # of `prepare`
 
 
 def check_names(

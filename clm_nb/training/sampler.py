@@ -9,7 +9,6 @@ __all__ = ['Sampler']
 
 # %% ../../nbs/training/sampler.ipynb #imports
 import logging
-import time
 from contextlib import contextmanager
 
 from fastcore.basics import patch
@@ -52,13 +51,12 @@ class Sampler:
         self.forward = vars(model).get("forward")
         self.options = dict(max_new_tokens=int(min(max_new_tokens, context - length)), seed=seed,
                             temperature=temperature)
-        self.seconds, self.failed = 0.0, False # spent on texts; whether one couldn't be made
+        self.failed = False # whether a text couldn't be made
 
-
+# %% ../../nbs/training/sampler.ipynb #sampler-call-code
 @patch
 def __call__(self: Sampler, model) -> str | None: # None where it couldn't
     "What the model adds to the prompt"
-    start = time.perf_counter()
     try:
         with _own_forward(model, self.forward):
             return generate(model, self.tokenizer, self.prompt, return_full_text=False,
@@ -67,5 +65,3 @@ def __call__(self: Sampler, model) -> str | None: # None where it couldn't
         if not self.failed:
             _log.warning("No text at this evaluation: %s", first_line(error))
         self.failed = True
-    finally:
-        self.seconds += time.perf_counter() - start

@@ -83,7 +83,7 @@ def no_memory(
         return True
     return "bad_alloc" in str(error) or should_reduce_batch_size(error)
 
-
+# %% ../../nbs/training/settings.ipynb #step-fits-code
 def step_fits(
     model, # on the device it is to be trained on
     rows: int, # in one forward
@@ -113,9 +113,6 @@ def step_fits(
             torch.cuda.empty_cache()
 
 # %% ../../nbs/training/settings.ipynb #a8a7cb67
-_log = logging.getLogger("clm_nb")
-
-
 def memory_is_limited(
     args: TrainingArguments, # of a run
 ) -> bool:
@@ -124,6 +121,9 @@ def memory_is_limited(
         return args.device.type == "cuda"
     import resource # there is none on Windows
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+# %% ../../nbs/training/settings.ipynb #fit-code
+_log = logging.getLogger("clm_nb")
 
 
 def fit_batch(
@@ -195,5 +195,8 @@ def training_arguments(
 ) -> TrainingArguments:
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
     check_amounts(settings)
+    check_metric(settings.get("metric_for_best_model"))
     check_report(settings.get("report_to"))
+    workers = settings.get("dataloader_num_workers")
+    check_processes("dataloader_num_workers", workers, "multiprocessing")
     return TrainingArguments(str(output_dir), **settings)

@@ -39,7 +39,7 @@ class StopOnSignal(TrainerCallback):
             signal.signal(number, handler)
         self.handlers = {}
 
-
+# %% ../../nbs/training/stop.ipynb #heard-code
 @patch
 def heard(self: StopOnSignal, number, frame) -> None:
     "A signal has come: note the first one; the second ends at once"

@@ -80,7 +80,7 @@ def on_train_begin(self: Throughput, args, state, control, model=None, **kwargs)
         possible = matmul_rate(args.device.type, self.dtype)*args.world_size
         self.share = training_flops(model, self.tokens_per_row)/possible
 
-
+# %% ../../nbs/training/throughput.ipynb #share-code
 @patch
 def on_train_end(self: Throughput, args, state, control, **kwargs):
     reached = self.rate*self.share

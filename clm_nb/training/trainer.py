@@ -73,6 +73,8 @@ def train(self:RunTrainer, resume_from_checkpoint=None, **kwargs):
             return super(RunTrainer, self).train(resume_from_checkpoint, **kwargs)
     finally:
         self.args.eval_on_start = before
+        if self.live:
+            self.live.end()
 
 # %% ../../nbs/training/trainer.ipynb #2e828942
 _clock = ("seconds", "steps", "first") # of the `LiveTraining`
@@ -252,6 +254,15 @@ def eos_masking_collator(
     return DataCollatorForLanguageModeling(tokenizer, mlm=False)
 
 # %% ../../nbs/training/trainer.ipynb #89ae4bbe
+def _counting(blocks, tokenizer, args: TrainingArguments, exact_loss: bool) -> tuple:
+    "(kind of trainer, collator, rows)"
+    if not exact_loss:
+        return RunTrainer, eos_masking_collator(tokenizer), blocks
+    kind = CausalTrainer if counting_works(CausalTrainer, args) else RunTrainer
+    rows = {split: BlockRows.of(part) for split, part in blocks.items()}
+    return kind, CausalCollator(filling_token(tokenizer)), rows
+
+# %% ../../nbs/training/trainer.ipynb #make-code
 def make_trainer(
     model, # a causal model, from `load_model`
     blocks, # `DatasetDict` with "train" and "test", from `group`
@@ -264,13 +275,7 @@ def make_trainer(
     ends_at_nan: bool = False, # a loss or gradient that isn't finite ends the run
 ) -> RunTrainer:
     "A `Trainer` that is ready to go"
-    if exact_loss:
-        kind, collator = CausalTrainer, CausalCollator(filling_token(tokenizer))
-        rows = {split: BlockRows.of(part) for split, part in blocks.items()}
-        if not counting_works(kind, args):
-            kind = RunTrainer
-    else:
-        kind, collator, rows = RunTrainer, eos_masking_collator(tokenizer), blocks
+    kind, collator, rows = _counting(blocks, tokenizer, args, exact_loss)
     live = LiveTraining(len(blocks["train"][0]["input_ids"]), not args.disable_tqdm, sampler)
     args.disable_tqdm = True
     trainer = kind(model, args, data_collator=collator, train_dataset=rows["train"],

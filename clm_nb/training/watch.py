@@ -232,11 +232,18 @@ def on_log(self: LiveTraining, args, state, control, logs=None, **kwargs):
 
 
 @patch
-def on_train_end(self: LiveTraining, args, state, control, **kwargs):
-    Throughput.on_train_end(self, args, state, control, **kwargs)
-    self.elapsed, self.running = time.perf_counter() - self.began, False
+def end(self: LiveTraining):
+    "The clock stops and the line in a terminal is closed, also where an error ends the run"
+    if self.running:
+        self.elapsed, self.running = time.perf_counter() - self.began, False
     if self.bar:
         self.bar.close()
+
+
+@patch
+def on_train_end(self: LiveTraining, args, state, control, **kwargs):
+    Throughput.on_train_end(self, args, state, control, **kwargs)
+    self.end()
     if self.draws:
         self.draw()
     elif self.show:

@@ -89,6 +89,14 @@ def test_the_newest_whole_checkpoint_is_taken_and_what_was_passed_over_is_said(t
     assert "Going on from" in caplog.text and "checkpoint-6" in caplog.text and "scheduler.pt is missing" in caplog.text
 
 
+def test_a_checkpoint_that_is_sealed_again_is_whole(tmp_path):
+    (tmp_path/"weights").write_bytes(b"1")
+    for told in (dict(step=1), dict(step=2, of="a longer list than before")):
+        seal(tmp_path, **told)
+        assert checkpoint_fault(tmp_path) is None and told.items() <= read_list(tmp_path).items()
+        assert list(read_list(tmp_path)["files"]) == ["weights"]
+
+
 def test_nothing_to_go_on_from_begins_and_a_finished_run_says_so(tmp_path, caplog):
     run(tmp_path, resume_from_checkpoint=True, **steps)
     assert "begins at the beginning" in caplog.text
@@ -283,6 +291,16 @@ def test_preflight_says_what_then_happens_and_changes_nothing(tmp_path):
     written = sum(p.stat().st_size for p in (tmp_path/"run").rglob("*") if p.suffix in (".safetensors", ".pt"))
     assert said.steps == trainer.state.global_step and said.parameters == before.numel() - model.lm_head.weight.numel()
     assert written < said.disk < 4*written and said.tokens == 8*4*16
+
+
+@pytest.mark.parametrize("every", [3, 0.4, 0.07])
+def test_preflight_counts_what_a_run_then_does(every, tmp_path):
+    "Also where a share of the steps is no whole number of them, and with the one at the end"
+    from clm_nb.training.preflight import times_done
+    trainer = run(tmp_path, gpt2(n_layer=1), **steps | dict(save_steps=every, eval_steps=every, save_total_limit=None))
+    done = times_done("steps", every, 8, 6)
+    assert len(list(tmp_path.glob("checkpoint-*"))) == done
+    assert sum("eval_loss" in log for log in trainer.state.log_history) == done
 
 
 def test_the_command_line_says_the_newest_in_every_way():

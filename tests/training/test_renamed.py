@@ -37,6 +37,13 @@ def test_an_argument_of_the_data_is_sent_to_data(name):
     with pytest.raises(TypeError, match=rf"finetune takes it in data=dict\({name}=…\)"): training_settings(**{name: 1})
 
 
+def test_all_that_finetune_takes_in_data_is_known():
+    from inspect import signature
+    from clm_nb.core import finetune
+    own = {*signature(finetune).parameters, "train_file", "validation_file"}
+    assert of_data == {f.name for f in fields(DataArguments)} - own
+
+
 def test_a_name_that_nobody_knows_is_refused_and_one_with_a_slip_is_guessed():
     with pytest.raises(TypeError, match="colour= is no argument .* See the fields"): training_settings(colour=1)
     with pytest.raises(TypeError, match="Do you mean weight_decay"): training_settings(weight_deacy=1)

@@ -3,7 +3,7 @@ import pytest, torch
 from transformers import TrainingArguments
 import clm_nb.model.loss, clm_nb.training.plan, clm_nb.training.settings
 from clm_nb.model.loss import linear_cross_entropy
-from clm_nb.training.settings import fit_batch
+from clm_nb.training.settings import fit_batch, training_arguments, training_settings
 from clm_nb.train import train
 from short_runs import parameters, run
 from tiny import gpt2
@@ -69,3 +69,27 @@ def test_no_loss_is_summed_in_fp16(tmp_path):
         args = arguments(tmp_path)
         args.fp16 = fp16
         with clm_nb.training.settings.step_loss(gpt2(), args) as fused: assert fused is not fp16
+
+
+@pytest.mark.parametrize("asked,words", [
+    (dict(metric_for_best_model="accuracy"), "metric_for_best_model='accuracy' isn't measured. Use 'loss' or 'perplexity'"),
+    (dict(metric_for_best_model="eval_bleu"), "isn't measured"), (dict(per_device_eval_batch_size=0), "is no batch"),
+    (dict(num_train_epochs=0), "trains nothing"), (dict(report_to="tensorbord"), "is no integration")], ids=str)
+def test_a_setting_that_would_fail_late_is_refused_at_the_door(asked, words, tmp_path):
+    with pytest.raises(ValueError, match=words) as refused: training_arguments(tmp_path, **training_settings(**asked))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["loss", "eval_loss", "perplexity", "eval_perplexity", None])
+def test_the_figures_of_an_evaluation_may_choose_the_best_checkpoint(name, tmp_path):
+    assert training_arguments(tmp_path, **training_settings(metric_for_best_model=name)).metric_for_best_model == name
+
+
+def test_workers_that_would_run_a_script_again_are_refused_at_the_door(tmp_path, monkeypatch):
+    script = tmp_path/"script.py"
+    script.write_text("train()", encoding="utf-8")
+    monkeypatch.setattr("__main__.__file__", str(script), raising=False)
+    monkeypatch.setattr("clm_nb.data.processes.begins_with_nothing", lambda library: True)
+    with pytest.raises(RuntimeError, match="dataloader_num_workers=2 starts new processes"):
+        training_arguments(tmp_path, **training_settings(dataloader_num_workers=2))
+    assert training_arguments(tmp_path, **training_settings(dataloader_num_workers=0)).dataloader_num_workers == 0

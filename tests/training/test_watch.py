@@ -1,10 +1,11 @@
 "What is shown of a run is what happened in it, and showing it changes nothing"
-import itertools, json, math, re
+import itertools, json, math, re, sys
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import datasets, numpy as np, pytest, torch
+from transformers import TrainerCallback
 import clm_nb.training.watch
 from clm_nb.core import finetune
 from clm_nb.training.charts import loss_curve
@@ -176,6 +177,17 @@ def test_a_terminal_has_one_line_and_texts_above_it(tmp_path, capfd, monkeypatch
     assert f"loss {losses(trainer)[-1]:.3f}, perplexity {perplexity:,.1f}, lr " in last and "tokens/s" in last
     run(tmp_path, sample_prompt=prompt, **often)
     assert "step" not in "".join(capfd.readouterr()).replace("Writing", "")
+
+
+@pytest.mark.parametrize("kind", [ValueError, OSError, KeyboardInterrupt])
+def test_an_error_in_the_middle_of_the_line_stands_on_a_line_of_its_own(kind, tmp_path, capfd):
+    class OutOfLuck(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2: raise kind("out of luck")
+    with pytest.raises(kind, match="out of luck") as error: run(tmp_path, disable_tqdm=False, callbacks=[OutOfLuck()], **often)
+    print(error.value, file=sys.stderr)
+    lines = capfd.readouterr().err.splitlines()
+    assert "steps" in lines[-2] and lines[-1] == "out of luck"
 
 
 def test_a_static_notebook_gets_one_figure_and_text(tmp_path, monkeypatch, capsys):
