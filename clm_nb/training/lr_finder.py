@@ -28,7 +28,8 @@ from transformers import TrainerCallback
 from ..model.device import keep_freed_memory
 from ..model.model import check_fit
 from ..model.sampling import own_rng
-from .settings import fit_batch, training_arguments, training_settings
+from .settings import bring_weights, fit_batch
+from .settings import training_arguments, training_settings
 from .trainer import make_trainer
 
 # %% ../../nbs/training/lr_finder.ipynb #9c153918
@@ -105,7 +106,7 @@ def _restore(model, before: dict) -> None:
     model.to(before["device"])
     with torch.no_grad():
         for name, tensor in _tensors(model):
-            tensor.copy_(before["values"][name])
+            tensor.data = before["values"][name].to(before["device"]) # in its own type
     for parameter, grad in before["grads"]:
         parameter.grad = grad
     for module, flag, value in before["modes"]:
@@ -226,6 +227,7 @@ def find_lr(
     end: float = 1.0, # the last one, where the loss doesn't explode before
     steps: int = 100, # from `start` to `end`
     exact_loss: bool = True, # as for `train`
+    dtype="float32", # of the weights, as for `train`
     **training_args, # as for `train`: batch size, weight decay, optimiser, precision, seed, …
 ) -> LRFinder:
     "A sweep over learning rates, and which one it suggests"
@@ -236,8 +238,9 @@ def find_lr(
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
     rates, settings = np.geomspace(start, end, steps).tolist(), _sweep_settings(training_args)
     with _put_back(model):
-        seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
-    with _put_back(model):
+        bring_weights(model, dtype)
+        with _put_back(model):
+            seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
         zeros = [0.0]*len(seen.losses)
         untrained = _sweep(model, blocks, tokenizer, settings, zeros, exact_loss).losses
     n = len(untrained)

@@ -17,7 +17,8 @@ from transformers import Trainer
 from ..ledger import Ledger
 from ..model.causal import check_causal
 from ..model.model import check_fit, check_isolation
-from .settings import fit_batch, memory_is_limited, training_arguments
+from .settings import bring_weights, check_dtype, fit_batch
+from .settings import memory_is_limited, training_arguments
 from .runs import check_output_dir, describe_run, write_run
 from .share import check_hub
 from .hold import check_free
@@ -77,6 +78,7 @@ class TrainingPlan:
     exact_loss: bool = True
     push: bool = True
     sample_prompt: str | None = None
+    dtype: object = "float32" # of the weights
     settings: dict = field(default_factory=dict) # from `training_settings`
 
 # %% ../../nbs/training/plan.ipynb #f1150a8f
@@ -85,6 +87,7 @@ def check(
     self: TrainingPlan,
 ) -> TrainingPlan: # itself, with `args`, `sampler`, `described` and `resumed`
     "Everything that can be wrong with a run is found here, before it begins"
+    check_dtype(self.dtype)
     block_size = check_training_blocks(self.model, self.blocks, self.tokenizer)
     self.sampler = None
     if self.sample_prompt is not None:
@@ -92,6 +95,7 @@ def check(
         self.sampler = Sampler(self.model, self.tokenizer, self.sample_prompt, seed=seed)
     self.args = args = training_arguments(self.output_dir, **self.settings)
     check_training_run(self.model, self.blocks, args, self.push)
+    bring_weights(self.model, self.dtype, args.learning_rate)
     if memory_is_limited(args) and self.exact_loss and not args.gradient_checkpointing:
         fit_batch(self.model.to(args.device), args, block_size)
     check_disk(args.output_dir, disk_bytes(self.model, args, len(self.blocks["train"])))
