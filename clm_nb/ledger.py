@@ -100,6 +100,7 @@ stage_balances = {
     "tokenize": ("tokens", ("text_tokens", "special_tokens")),
     "group": ("tokens", ("tokens_in_blocks", "dropped_remainder")),
     "keep": ("blocks", ("kept", "left_out")),
+    "learn": ("tokens", ("learnt", "not_learnt")),
 }
 
 # %% ../nbs/ledger.ipynb #16eb2970
