@@ -383,3 +383,37 @@ def test_real_questions_and_the_real_gpt2_tokenizer(run, folder):
     history = json.loads(Path("out/run.json").read_bytes())["log_history"]
     evals = [log["eval_loss"] for log in history if "eval_loss" in log]
     assert evals[1] < evals[0] < 12
+
+
+def test_a_tilde_is_the_home_folder_at_every_door(tmp_path, cache, monkeypatch):
+    "And no folder called `~` is made"
+    from clm_nb.arguments import file_flags
+    from clm_nb.cli import main as cli
+    from clm_nb.core import finetune, load_config, load_model, load_tokenizer, train, write_report
+    from clm_nb.core import run_arguments
+    from clm_nb.look.serve import find_models
+    home, work = tmp_path/"home", tmp_path/"work"
+    for folder in (home/"model", work): folder.mkdir(parents=True)
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(home))
+    monkeypatch.chdir(work)
+    tiny.gpt2().save_pretrained(home/"model")
+    tiny.tokenizer().save_pretrained(home/"model")
+    (home/"texts.jsonl").write_text("\n".join(json.dumps({"text": f"{text} {i}"}) for i, text in enumerate(tiny.texts*4)), encoding="utf-8")
+    short = dict(block_size=16, max_steps=2, save_strategy="steps", save_steps=1, max_new_tokens=2, disable_tqdm=True, eval_strategy="no")
+    two = {"train": "~/texts.jsonl", "test": Path("~/texts.jsonl")}
+    run = finetune(two, "~/model", tokenizer_name="~/model", output_dir="~/run", **short)
+    assert Path(run.output_dir) == home/"run"
+    (home/"run.yaml").write_text("seed: 3", encoding="utf-8")
+    assert file_flags("~/run.yaml") == ["--seed", "3"]
+    checkpoint = max((home/"run").glob("checkpoint-*")).name
+    again = finetune(two, "~/model", output_dir=Path("~/run"),
+                     resume_from_checkpoint=f"~/run/{checkpoint}", **short | dict(max_steps=3))
+    assert again.trainer.state.global_step == 3
+    finetune("~/texts.jsonl", config_name="~/model", tokenizer_name=Path("~/model"), output_dir="~/new", **short)
+    train(load_model("~/run"), run.blocks, load_tokenizer(Path("~/model")), Path("~/trained"), max_steps=1, disable_tqdm=True)
+    assert run_arguments("~/run")["block_size"] == 16 and write_report("~/run") == home/"run/report.html"
+    assert load_config("~/model").vocab_size == 400 and find_models("~/run").model == str(home/"run")
+    assert cli(["train", "~/run.yaml", "--train_file", "~/texts.jsonl", "--validation_file", "~/texts.jsonl", "--model_name_or_path", "~/model", "--output_dir", "~/by-command", "--block_size", "16", "--max_steps", "1"]) == 0
+    assert "`texts.jsonl, texts.jsonl`" in (home/"by-command/README.md").read_text(encoding="utf-8")
+    assert cli(["train", "--from_run", "~/by-command"]) == 0 == cli(["perplexity", "--model_name_or_path", "~/run", "--text", "some words"])
+    assert {p.name for p in home.iterdir()} >= {"run", "new", "trained", "by-command", "by-command-again"} and not list(work.iterdir())

@@ -57,7 +57,7 @@ def refusal(
     if isinstance(error, GatedRepoError):
         return PermissionError(f"{repo_id!r} is gated. Ask for access on its page on the Hub, "
                                "then log in (`hf auth login`) or give token=.")
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, RevisionNotFoundError) and revision:
         return ValueError(f"{repo_id!r} has no revision {revision!r}. "
                           "Use a branch, tag or commit of that repository.")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
@@ -65,6 +65,9 @@ def refusal(
                           "Hub. Check the spelling; for a private one log in (`hf auth login`) "
                           "or give token=.")
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 404:
+        return ValueError(f"{repo_id!r} has no branch 'main', which is read where none is named. "
+                          "Name its own, e.g. 'master': revision=, for data dataset_revision=.")
     if status in (401, 403):
         return PermissionError(f"{repo_id!r} was refused ({status}{hub_words(error)}). Check "
                                "token=, or log in again (`hf auth login`).")

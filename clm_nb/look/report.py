@@ -52,7 +52,9 @@ def run_title(
     source = run.get("source") or {}
     names = source.get("model_name_or_path"), source.get("config_name"), "A causal language model"
     model = next(name for name in names if name)
-    return f"{model}, trained on {source.get('dataset_name') or 'a corpus'}"
+    data = source.get("dataset_name") or "a corpus"
+    named = ", ".join(data.values()) if isinstance(data, dict) else data
+    return f"{model}, trained on {named}"
 
 
 def measured_row(
@@ -200,7 +202,7 @@ def write_report(
     views: dict | None = None, # as for `report_html`
 ) -> Path: # of `report.html`
     "Write `report.html` into a run folder; an older one is replaced only by a whole new one"
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
     page = report_html(json.loads((folder/"run.json").read_bytes()), views)
