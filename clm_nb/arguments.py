@@ -142,7 +142,7 @@ class DataArguments:
     dataset_name: str = _arg("Hub id, path of a file or folder, or python-docs", first=True)
     train_file: str = _arg("file of training records, in the place of --dataset_name", first=True)
     validation_file: str = _arg("file of held-out records, beside --train_file", first=True)
-    dataset_config_name: str = _arg("configuration of a Hub data set, or of a folder whose card has some")
+    dataset_config_name: str = _arg("configuration of a Hub data set, or of a folder with a card")
     dataset_revision: str = _arg("branch, tag or commit of a Hub data set")
     split: str = _arg("part of the data to use, e.g. train[:5000]")
     text_column: str = _arg("dotted name of the text column, e.g. answers.text; "

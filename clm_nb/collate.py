@@ -10,6 +10,7 @@ __all__ = ['rectangle', 'learnt', 'CausalCollator', 'count_learnt', 'BlockRows',
 # %% ../nbs/04_collate.ipynb #imports
 import math
 from bisect import bisect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -59,6 +60,10 @@ class CausalCollator:
 
     def __call__(self, rows: list[dict]) -> dict:
         "`input_ids`, `labels` and `attention_mask` (or `position_ids`), int64, (batch, row)"
+        listed = isinstance(rows, (list, tuple, Dataset)) and len(rows) > 0
+        if not listed or not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
+            raise ValueError("There are no rows with 'input_ids'. Give a list of dicts, as the rows "
+                             "of what group() returns.")
         multiple = self.pad_to_multiple_of or 1
         ids = rectangle(rows, "input_ids", self.pad_token_id, multiple)
         mask = rectangle(rows, "attention_mask", 0, multiple)
@@ -149,6 +154,8 @@ def of(
     blocks: Dataset, # from `group`, or any other rows of token ids
 ):
     "`BlockRows` where the rows can be had that way; else the `Dataset`, in NumPy's format"
+    if not isinstance(blocks, Dataset):
+        raise TypeError(f"blocks is of the type {type(blocks).__name__}. Give a Dataset.")
     names = {"input_ids", "attention_mask", "position_ids", "labels"}
     kept = blocks.select_columns([name for name in blocks.column_names if name in names])
     equal = all(isinstance(kind, List) and kind.length > 0 for kind in kept.features.values())

@@ -9,6 +9,7 @@ __all__ = ['hub_commit', 'hub_words', 'refusal', 'hub_copy', 'on_hub', 'pinned',
            'local_or_hub', 'first_line']
 
 # %% ../../nbs/data/hub.ipynb #3af27ba2
+import os
 import re
 from pathlib import Path
 from unittest.mock import patch
@@ -146,6 +147,9 @@ def base_or_other(
     name_or_path, # `python-docs-gpt2`, a folder, or a Hub id
 ): # the folder of the base model for its name; a folder below `~`; anything else as it is
     "Where a model or tokenizer of this name is looked for"
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"A name is expected, and this is of the type "
+                        f"{type(name_or_path).__name__}. Give a Hub id or a folder.")
     if str(name_or_path) == "python-docs-gpt2":
         return base_model_folder()
     if str(name_or_path).startswith("~"):

@@ -55,12 +55,12 @@ def flow_steps(
     split: str = "train", # of which split
 ) -> list[FlowStep]:
     "The stages of a split as steps of a flow; `ValueError` without any, or out of balance"
+    checked = check_ledger(ledger)
     stages = [stage for stage in stage_counts if (stage, split) in ledger]
     if not stages:
         splits = ", ".join(sorted({split for _, split in ledger.entries})) or "none"
         raise ValueError(f"The ledger has no stage of split={split!r}. Splits: {splits}. "
                          "Give the ledger to load_corpus, flatten, tokenize and group as ledger=.")
-    checked = check_ledger(ledger)
     return [flow_step(stage, checked[stage, split]) for stage in stages]
 
 # %% ../../nbs/look/flow.ipynb #c737f795

@@ -11,6 +11,7 @@ __all__ = ['report_text', 'table_row', 'report_table', 'run_title', 'measured_ro
 
 # %% ../../nbs/look/report.ipynb #imports
 import json
+import os
 from html import escape
 from pathlib import Path
 from ..ledger import ledger_from_dict
@@ -202,6 +203,8 @@ def write_report(
     views: dict | None = None, # as for `report_html`
 ) -> Path: # of `report.html`
     "Write `report.html` into a run folder; an older one is replaced only by a whole new one"
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder= is of the type {type(folder).__name__}. Name the folder of a run.")
     folder = Path(folder).expanduser()
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")

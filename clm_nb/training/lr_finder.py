@@ -25,8 +25,11 @@ import torch
 from fastcore.basics import patch
 from transformers import TrainerCallback
 
+from ..data.objects import training_splits
+from ..data.tokenizer import check_tokenizer
 from ..model.device import keep_freed_memory
 from ..model.model import check_fit
+from ..model.causal import check_causal
 from ..model.sampling import own_rng
 from .settings import bring_weights, fit_batch
 from .settings import training_arguments, training_settings
@@ -235,6 +238,9 @@ def find_lr(
         raise ValueError(f"start={start}, end={end} is no range. Use e.g. start=1e-6, end=1.0.")
     if steps < 20:
         raise ValueError(f"steps={steps} is too few to see a curve. Use 20 or more, e.g. 100.")
+    check_causal(model)
+    check_tokenizer(tokenizer)
+    blocks = training_splits(blocks, model.get_input_embeddings().weight.shape[0])
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
     rates, settings = np.geomspace(start, end, steps).tolist(), _sweep_settings(training_args)
     with _put_back(model):

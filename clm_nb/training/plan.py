@@ -15,6 +15,8 @@ from fastcore.basics import patch
 from transformers import Trainer
 
 from ..ledger import Ledger
+from ..data.objects import training_splits
+from ..data.tokenizer import check_tokenizer
 from ..collate import count_learnt
 from ..model.causal import check_causal
 from ..model.model import check_fit, check_isolation
@@ -40,6 +42,8 @@ def check_training_blocks(
 ) -> int: # tokens in a block
     "`ValueError` for blocks that the model can't read; how long a block is"
     check_causal(model)
+    check_tokenizer(tokenizer)
+    blocks = training_splits(blocks, model.get_input_embeddings().weight.shape[0])
     block_size = len(blocks["train"][0]["input_ids"])
     check_fit(model.config, block_size, tokenizer)
     if "position_ids" in blocks["train"].column_names:
@@ -102,6 +106,7 @@ def check(
     "Everything that can be wrong with a run is found here, before it begins"
     check_dtype(self.dtype)
     block_size = check_training_blocks(self.model, self.blocks, self.tokenizer)
+    self.blocks = training_splits(self.blocks)
     self.sampler = None
     if self.sample_prompt is not None:
         seed = self.settings.get("seed", 42)

@@ -38,6 +38,8 @@ def check_output_dir(
     model=None, # the model to be trained
 ) -> Path:
     "The run folder, new, empty, or of an earlier run; `ValueError` where it isn't"
+    if not isinstance(output_dir, (str, os.PathLike)):
+        raise TypeError(f"output_dir is of the type {type(output_dir).__name__}. Name a folder.")
     path = Path(output_dir).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError(f"output_dir={output_dir} is a file. Name a folder.")

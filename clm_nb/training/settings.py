@@ -238,6 +238,8 @@ def training_arguments(
     **settings, # from `training_settings`
 ) -> TrainingArguments:
     "The settings as the `Trainer` takes them; `ValueError` for what would fail an hour later"
+    if not isinstance(output_dir, (str, os.PathLike)):
+        raise TypeError(f"output_dir is of the type {type(output_dir).__name__}. Name a folder.")
     check_amounts(settings)
     check_metric(settings.get("metric_for_best_model"))
     check_report(settings.get("report_to"))
