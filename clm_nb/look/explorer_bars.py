@@ -136,7 +136,8 @@ def head_html(
 ) -> str: # HTML
     "A model's name, its figures, and what the bars mean"
     def swatch(style):
-        return f'<span style="display:inline-block;width:22px;height:10px;{style};{exact_colours}"></span>'
+        box = f"display:inline-block;width:22px;height:10px;{style};{exact_colours}"
+        return f'<span style="{box}"></span>'
 
     outline = swatch(f"border:1.5px solid {colour};background:{colour}22")
     filled = swatch(f"background:{colour}")

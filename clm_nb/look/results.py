@@ -203,7 +203,7 @@ def show_results(
     do_sample: bool = False, # draw at random; False: always the likeliest token
     **generate_kwargs, # any other option of `generate`
 ) -> Results:
-    "How held-out text goes on, really and in the eyes of the model before and after"
+    "How held-out text goes on: really, and as the model writes it before and after"
     pairs = held_out_pairs(data, tokenizer, n, prompt_tokens, max_new_tokens, seed)
     models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
     prompts = [prompt for prompt, _ in pairs]

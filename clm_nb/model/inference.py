@@ -1,4 +1,4 @@
-"""The same answers sooner: weights in bf16, packed layers, a draw among fifty, and a cache with room
+"""Texts sooner: weights in bf16, layers in the processor's order, a draw among fifty tokens, a cache that grows in place
 
 Docs: https://clm-nb.github.io/clm_nb/model/inference.html.md"""
 
