@@ -138,7 +138,7 @@ def text(self: NextTokenExplorer) -> str: # an unfinished character waits for it
 # %% ../../nbs/look/explorer.ipynb #23941772
 @patch
 def refresh(self: NextTokenExplorer):
-    "Ask the models if the ids are others, and bring the view up to date"
+    "Ask the models if the ids have changed, and bring the view up to date"
     if self._held:
         return
     self.ask()

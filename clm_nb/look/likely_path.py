@@ -170,7 +170,7 @@ class Explored:
 # %% ../../nbs/look/likely_path.ipynb #e20ac66c
 @patch
 def ask(self: Explored):
-    "Run the models on the ids, if they are others than last time; what can't be run is in `error`"
+    "Run the models on the ids, if they have changed since last time; an error is kept in `error`"
     if self._asked == self.ids:
         return
     self.error, self._answers, self._asked = "", {}, []  # nothing, if this is interrupted
