@@ -126,6 +126,7 @@ def run(
     "What the model makes of the prompts"
     inputs = left_padded(self.rows, self.config.pad_token_id, self.model.device)
     cache = roomy_cache(self.model) if self.roomy else {}
+    cache = self.config.update(**cache) # takes `use_cache`, gives back what is no option
     model = self.model_to_run()
     ids = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
     return ids[:, inputs["input_ids"].shape[1]:]

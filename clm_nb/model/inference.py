@@ -69,8 +69,9 @@ class PackedLinear(torch.nn.Module):
         self.rows, self.linear = rows, layer
         weight = layer.weight.detach()
         is_linear = isinstance(layer, torch.nn.Linear)
-        self.outputs_first = weight if is_linear else weight.t().contiguous()
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.outputs_first, rows)
+        self.outputs_first = weight if is_linear else weight.t()
+        pack = torch.ops.mkl._mkl_reorder_linear_weight
+        self.packed = pack(self.outputs_first.contiguous(), rows)
 
     @property
     def weight(self):
