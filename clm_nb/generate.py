@@ -219,7 +219,7 @@ def next_token(
         raise given
     return given
 
-
+# %% ../nbs/07_generate.ipynb #b7d4410f
 @patch
 def tokens(
     self: Turns,

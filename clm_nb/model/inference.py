@@ -194,7 +194,7 @@ def make_room(
         for room, known in zip(self.room, (self.keys, self.values)):
             room[..., :old, :] = known
 
-
+# %% ../../nbs/model/inference.ipynb #61fa2c8d
 @patch
 def update(self: RoomyLayer, key_states, value_states, *args, **kwargs):
     "Keep the keys and values of new tokens; (keys, values) of all"
