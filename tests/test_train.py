@@ -1,5 +1,5 @@
 "Training against plain loops, and the run folder: what it becomes, what it never holds, what it survives"
-import json, pickle, shutil
+import json, pickle
 from pathlib import Path
 
 import datasets, numpy as np, pytest, torch

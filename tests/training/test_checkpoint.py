@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest, torch
 from transformers import TrainerCallback
-from clm_nb.data.whole import fault, leftovers
+from clm_nb.data.whole import leftovers
 from clm_nb.model.model import load_model
 from clm_nb.training.checkpoint import checkpoint_fault, newest_whole, read_list, seal
 from clm_nb.training.diverged import TrainingDiverged
-from clm_nb.training.hold import hold
 from clm_nb.training.resume import RunFinished, read_run
 from clm_nb.training.stop import TrainingStopped
 from clm_nb.train import train
