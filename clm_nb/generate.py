@@ -49,7 +49,7 @@ def decode(
     self: Job,
     ids: list[int], # token ids
 ) -> str:
-    "Their text, with the spaces where the model puts them"
+    "The text of some ids, with the spaces where the model puts them"
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

@@ -117,7 +117,7 @@ def split_files(
 def csv_separator(
     file: Path,
 ) -> str:
-    "What stands between two fields, by the first line"
+    "The sign between two fields, by the first line"
     usual = "\t" if data_suffix(file) == ".tsv" else ","
     if file.suffix.lower() == ".zst":
         return usual

@@ -108,7 +108,7 @@ def chip_colour(
     share: float, # 0 to 1
     colour: str, # of the model
 ) -> str:
-    "From white towards a colour"
+    "A colour between white and the model's: the likelier, the less white"
     parts = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
     mixed = [round(255 + (part - 255)*0.8*share) for part in parts]
     return "#" + "".join(f"{part:02x}" for part in mixed)

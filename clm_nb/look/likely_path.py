@@ -62,7 +62,7 @@ def greedy_logits(
     ids: list[int], # the tokens so far
     steps: int = 12, # at most
 ): # (list of new ids, (steps or 1, vocabulary) float32 tensor on the CPU)
-    "The likeliest continuation and what each token was chosen from; the first row is always there"
+    "The likeliest continuation, and the logits that each of its tokens was chosen from"
     check_room(model, len(ids))
     steps = min(steps, (context_length(model.config) or math.inf) - len(ids))
     prompt = torch.tensor([ids], device=model.device)
