@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from fastcore.basics import patch
 
 from .model.device import grants_bf16, keep_freed_memory
+from .model.activation import fused_gelu
 from .model.causal import check_causal, one_by_one
 from .model.inference import bf16_pays, draw_from_top, draws_quickly
 from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
@@ -39,7 +40,7 @@ class Job:
         self.config, self.kwargs = clean_config(model, tokenizer, **options)
         self.prompts, self.rows = prompts, [prompt_ids(tokenizer, prompt) for prompt in prompts]
         self.longest = max(map(len, self.rows))
-        self.bf16 = self.packed = self.roomy = False
+        self.quick = self.bf16 = self.packed = self.roomy = False
         check_room(model, self.longest, self.config.max_new_tokens)
         check_causal(model)
 
@@ -88,18 +89,18 @@ def speed_up(
     "Choose the quick ways that the options and the hardware allow"
     model, prompts = self.model, len(self.rows)
     wrapped = "forward" in vars(model)
-    quick = bf16 is not False and draws_quickly(self.options)
+    self.quick = bf16 is not False and draws_quickly(self.options)
     if bf16 is None:
         bf16 = self.options["do_sample"] and bf16_pays(model) and not wrapped
     self.bf16 = bf16 and grants_bf16(model.device.type) and halving_works()
-    if quick and not self.bf16 and not wrapped:
+    if self.quick and not self.bf16 and not wrapped:
         pays = packing_pays(model, prompts, self.config.max_new_tokens)
         self.packed = pays and packing_works()
-    roomy = quick and prompts > 1 and self.options.get("use_cache", True)
+    roomy = self.quick and prompts > 1 and self.options.get("use_cache", True)
     self.roomy = roomy and room_works()
     if model.device.type == "cpu":
         keep_freed_memory()
-    if quick:
+    if self.quick:
         self.draw_quickly()
 
 # %% ../nbs/07_generate.ipynb #baf67a72
@@ -128,7 +129,9 @@ def run(
     cache = roomy_cache(self.model) if self.roomy else {}
     cache = self.config.update(**cache) # takes `use_cache`, gives back what is no option
     model = self.model_to_run()
-    ids = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
+    options = dict(generation_config=self.config, **cache, **self.kwargs, **kwargs)
+    with fused_gelu(model) if self.quick else nullcontext():
+        ids = model.generate(**inputs, **options)
     return ids[:, inputs["input_ids"].shape[1]:]
 
 # %% ../nbs/07_generate.ipynb #7a0f3265
