@@ -50,7 +50,7 @@ def decode(
     self: Job,
     ids: list[int], # token ids
 ) -> str:
-    "Their text, with the spaces where the model puts them"
+    "The text of some ids, with the spaces where the model puts them"
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -222,7 +222,7 @@ def next_token(
         raise given
     return given
 
-
+# %% ../nbs/07_generate.ipynb #b7d4410f
 @patch
 def tokens(
     self: Turns,

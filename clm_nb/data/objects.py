@@ -1,4 +1,4 @@
-"""A DataFrame, a list of texts, a dict or a stream becomes records, and each stage looks once at what it is given
+"""A DataFrame, a list of texts, a dict or a stream becomes records, and each stage checks what it is given
 
 Docs: https://clm-nb.github.io/clm_nb/data/objects.html.md"""
 

@@ -1,4 +1,4 @@
-"""One file that shows a whole run, opens in any browser, and asks nothing of any network
+"""One file that shows a whole run, in any browser and without a network
 
 Docs: https://clm-nb.github.io/clm_nb/look/report.html.md"""
 

@@ -1,4 +1,4 @@
-"""The same answers sooner: weights in bf16, packed layers, a draw among fifty, and a cache with room
+"""Texts sooner: weights in bf16, layers in the processor's order, a draw among fifty tokens, a cache that grows in place
 
 Docs: https://clm-nb.github.io/clm_nb/model/inference.html.md"""
 
@@ -194,7 +194,7 @@ def make_room(
         for room, known in zip(self.room, (self.keys, self.values)):
             room[..., :old, :] = known
 
-
+# %% ../../nbs/model/inference.ipynb #61fa2c8d
 @patch
 def update(self: RoomyLayer, key_states, value_states, *args, **kwargs):
     "Keep the keys and values of new tokens; (keys, values) of all"

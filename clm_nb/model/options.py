@@ -125,7 +125,7 @@ def check_prompt(
 def prompt_list(
     prompt, # a text, or several
 ) -> list[str]:
-    "The prompts, checked"
+    "A list of the prompts, each of them checked"
     alone = isinstance(prompt, (str, bytes, dict)) or not isinstance(prompt, Iterable)
     prompts = [prompt] if alone else list(prompt)
     for each in prompts:
