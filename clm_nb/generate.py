@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from .model.device import grants_bf16, keep_freed_memory
 from .model.activation import fused_gelu
 from .model.causal import check_causal, one_by_one
-from .model.inference import bf16_pays, draw_from_top, draws_quickly
+from .model.inference import bf16_pays, DrawFromTop, draws_quickly
 from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
 from .model.inference import room_works, roomy_cache, with_packed_layers
 from .model.model import evaluating
@@ -77,7 +77,7 @@ def draw_quickly(
     first_stop = self.longest + (self.config.min_new_tokens or 0)
     self.config.min_new_tokens = None  # transformers would copy all scores for it
     how = {name: options[name] for name in ("temperature", "top_k", "top_p")}
-    draw = draw_from_top(**how, stop=self.config.eos_token_id or [], first_stop=first_stop)
+    draw = DrawFromTop(**how, stop=self.config.eos_token_id or [], first_stop=first_stop)
     self.kwargs["logits_processor"] = [*(self.kwargs.get("logits_processor") or []), draw]
 
 # %% ../nbs/07_generate.ipynb #b04377d0
