@@ -21,7 +21,7 @@ from datasets import Dataset, IterableDataset
 from .data.tokenizer import token_bytes
 from .model.device import grants_bf16, keep_freed_memory
 from .model.activation import fused_gelu
-from .model.causal import check_causal
+from .model.causal import check_causal, check_model
 from .model.inference import bf16_pays
 from .model.loss import logit_losses, loss_forward
 from .model.metric import LossSums, Perplexity
@@ -182,6 +182,7 @@ def rows_to_score(
     add_eos: bool = True, # text only: whether EOS closes each text
 ) -> Iterator[ScoredRow]:
     "The rows to score, after every argument has been checked"
+    check_model(model)
     if isinstance(data, Dataset):
         check_blocks(model, data, tokenizer, block_size, stride)
         used = {"input_ids", "attention_mask", "position_ids", "labels"}

@@ -9,7 +9,7 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """progress ledger probe
-data/valid_json data/whole data/cache data/processes data/files data/hub data/python_docs data/split data/leaks data/objects data/tokenizer data/encoders
+data/valid_json data/whole data/cache data/processes data/card data/files data/hub data/python_docs data/objects data/split data/leaks data/tokenizer data/encoders
 load tokenize
 flatten group collate
 model/device model/model model/causal model/loss model/activation model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/inference

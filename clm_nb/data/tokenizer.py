@@ -122,6 +122,7 @@ def token_bytes(
     tokenizer, # a fast tokenizer
 ) -> np.ndarray: # (len(tokenizer),) int64: bytes of UTF-8 text; 0 for special tokens
     "How many bytes of text each token id stands for"
+    check_tokenizer(tokenizer)
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     byte_level = '"ByteLevel"' in json.dumps(spec)
     added = {token["id"] for token in spec["added_tokens"]}

@@ -71,6 +71,8 @@ def new_model(
 ): # `PreTrainedModel`, float32, in eval mode
     "A model from scratch"
     kwargs = by_todays_names(kwargs)
+    if kwargs["dtype"] == "auto":
+        kwargs["dtype"] = torch.float32 # new weights have no type of their own
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, **kwargs)

@@ -21,7 +21,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from ..data.tokenizer import document_affixes
 from .model import context_length, evaluating
-from .causal import check_causal
+from .causal import check_causal, check_model
 from .options import check_finite, check_options, check_prompt, FiniteScores
 from .options import other_options
 
@@ -185,6 +185,10 @@ def stop_ids(
     tokenizer, # its tokenizer
 ) -> list[int]: # empty where the tokenizer has no EOS
     "What ends a text: EOS, and the others of the model's `generation_config` if EOS is one of them"
+    check_model(model)
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(f"tokenizer= is of the type {type(tokenizer).__name__}. Give a tokenizer, "
+                        "for example load_tokenizer('python-docs-gpt2').")
     named, eos = model.generation_config.eos_token_id, tokenizer.eos_token_id
     if isinstance(named, list) and eos in named:
         return named
