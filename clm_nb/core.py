@@ -24,7 +24,8 @@ from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
 from .data.cache import clear_cache, sweep_cache
-from .data.hub import first_line, pinned
+from .data.files import first_line
+from .data.hub import pinned
 from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
 from .tokenize import tokenize

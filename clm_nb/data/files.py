@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/files.html.md"""
 
 # %% auto #0
 __all__ = ['loaders', 'compressed', 'beside_data', 'split_words', 'data_suffix', 'loader_of', 'local_files', 'split_of',
-           'split_files', 'csv_separator', 'open_file', 'check_sample_by', 'loader_options', 'read_slice',
+           'split_files', 'csv_separator', 'open_file', 'check_sample_by', 'loader_options', 'read_slice', 'first_line',
            'failure_reason', 'line_fault', 'first_fault', 'content_digest', 'read_local', 'is_path']
 
 # %% ../../nbs/data/files.ipynb #a646fd34
@@ -120,7 +120,7 @@ def split_files(
 def csv_separator(
     file: Path,
 ) -> str:
-    "What stands between two fields, by the first line"
+    "The sign between two fields, by the first line"
     usual = "\t" if data_suffix(file) == ".tsv" else ","
     if file.suffix.lower() == ".zst":
         return usual
@@ -197,13 +197,20 @@ def read_slice(
         taken.append(part.select(range(r.from_ or 0, end)))
     return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
 
+# %% ../../nbs/data/files.ipynb #13fae054
+def first_line(
+    e: Exception,
+) -> str: # the first line of its message
+    "What went wrong, in one line"
+    message = str(e).strip() or type(e).__name__
+    return message.splitlines()[0]
+
 # %% ../../nbs/data/files.ipynb #211b9e47
 def failure_reason(
     error: Exception, # what a loader raised
 ) -> str: # one line
     "Why a file couldn't be read"
-    told = str(error.__cause__ or error).strip() or type(error).__name__
-    reason = told.splitlines()[0]
+    reason = first_line(error.__cause__ or error)
     return "it holds no records" if "corresponds to no data" in reason else reason
 
 # %% ../../nbs/data/files.ipynb #0f20b1a1
@@ -223,7 +230,7 @@ def line_fault(
         return f"isn't JSON ({error})"
     return None
 
-
+# %% ../../nbs/data/files.ipynb #5d0c7b1e
 def first_fault(
     files: list[Path], # of one split or of all
 ) -> str | None: # one line, with the name of the file; None: no fault that can be told

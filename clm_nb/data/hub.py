@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/hub.html.md"""
 
 # %% auto #0
 __all__ = ['hub_commit', 'hub_words', 'refusal', 'hub_copy', 'on_hub', 'pinned', 'read_hub', 'base_model_folder', 'base_or_other',
-           'local_or_hub', 'first_line']
+           'local_or_hub']
 
 # %% ../../nbs/data/hub.ipynb #3af27ba2
 import os
@@ -170,9 +170,3 @@ def local_or_hub(
                                 "Give the folder of a saved model or a Hub id.")
     commit = on_hub(str(name_or_path), "model", revision, token)
     return dict(revision=commit or revision, token=token, local_files_only=not commit)
-
-# %% ../../nbs/data/hub.ipynb #13fae054
-def first_line(e: Exception) -> str: # the first line of its message
-    "What went wrong, in one line"
-    message = str(e).strip() or type(e).__name__
-    return message.splitlines()[0]

@@ -16,7 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..progress import few_lines
-from .hub import base_or_other, first_line, local_or_hub
+from .files import first_line
+from .hub import base_or_other, local_or_hub
 
 _log = logging.getLogger("clm_nb")
 

@@ -105,7 +105,7 @@ def chosen_settings(
 
 # %% ../../nbs/look/app_controls.ipynb #44ce7656
 def app_buttons() -> dict: # name → widget
-    "What can be clicked"
+    "The buttons of the app"
     from ipywidgets import Button, Layout
 
     def new(text, icon, style=""):

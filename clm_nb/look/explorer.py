@@ -138,7 +138,7 @@ def text(self: NextTokenExplorer) -> str: # an unfinished character waits for it
 # %% ../../nbs/look/explorer.ipynb #23941772
 @patch
 def refresh(self: NextTokenExplorer):
-    "Ask the models if the ids are others, and bring the view up to date"
+    "Ask the models if the ids have changed, and bring the view up to date"
     if self._held:
         return
     self.ask()
@@ -154,7 +154,7 @@ def refresh(self: NextTokenExplorer):
 # %% ../../nbs/look/explorer.ipynb #cf687504
 @patch
 def _prompt_changed(self: NextTokenExplorer):
-    "The prompt is another: its ids, and none appended"
+    "Tokenize the new prompt, and take back what was appended"
     back, self._appended, self._prompt_ids = len(self._appended), [], []
     what = "1 appended token was" if back == 1 else f"{back} appended tokens were"
     self.note = f"The prompt was edited: {what} taken back." if back else ""
@@ -167,7 +167,7 @@ def _prompt_changed(self: NextTokenExplorer):
 # %% ../../nbs/look/explorer.ipynb #d59e2911
 @patch
 def set(self: NextTokenExplorer, **values): # prompt, temperature, top_k, top_p, n
-    "Set the controls; the explorer itself, for the next call"
+    "Set the controls, and return the explorer for the next call"
     checked_options(self.controls, values)
     options = {name: value for name, value in values.items() if name not in ("prompt", "n")}
     check_options(1, True, num_beams=1, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)

@@ -116,7 +116,7 @@ def _card(self: GenerationApp, name: str) -> str:
 # %% ../../nbs/look/generation_app.ipynb #432dd12f
 @patch
 def _refresh(self: GenerationApp):
-    "Send everything"
+    "Bring all widgets up to date"
     for name, card in self._cards.items():
         card.value = self._card(name)
     message = escape(self._message())

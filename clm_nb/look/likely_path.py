@@ -63,7 +63,7 @@ def greedy_logits(
     ids: list[int], # the tokens so far
     steps: int = 12, # at most
 ): # (list of new ids, (steps or 1, vocabulary) float32 tensor on the CPU)
-    "The likeliest continuation and what each token was chosen from; the first row is always there"
+    "The likeliest continuation, and the logits that each of its tokens was chosen from"
     check_room(model, len(ids))
     steps = min(steps, (context_length(model.config) or math.inf) - len(ids))
     prompt = torch.tensor([ids], device=model.device)
@@ -172,7 +172,7 @@ class Explored:
 # %% ../../nbs/look/likely_path.ipynb #e20ac66c
 @patch
 def ask(self: Explored):
-    "Run the models on the ids, if they are others than last time; what can't be run is in `error`"
+    "Run the models on the ids, if they have changed since last time; an error is kept in `error`"
     if self._asked == self.ids:
         return
     self.error, self._answers, self._asked = "", {}, []  # nothing, if this is interrupted

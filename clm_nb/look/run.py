@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves in your hands, and the views that its report shows
+"""What a fine-tuning gives you, and the views that its report shows
 
 Docs: https://clm-nb.github.io/clm_nb/look/run.html.md"""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..data.hub import first_line
+from ..data.files import first_line
 from ..data.tokenizer import load_tokenizer
 from ..model.model import load_model
 from ..train import embedded_run

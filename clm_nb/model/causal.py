@@ -123,7 +123,7 @@ def one_by_one(
     model, # a causal language model
     lengths: list[int], # tokens of each prompt
 ) -> bool:
-    "Whether these prompts must not stand in one batch"
+    "Whether these prompts must not be in one batch"
     if len(set(lengths)) < 2:
         return False
     if model not in _padded:

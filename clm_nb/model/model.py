@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from ..progress import few_lines
-from ..data.hub import base_model_folder, base_or_other, first_line, local_or_hub
+from ..data.files import first_line
+from ..data.hub import base_model_folder, base_or_other, local_or_hub
 from .device import device_and_precision
 
 # %% ../../nbs/model/model.ipynb #0ece2e4f

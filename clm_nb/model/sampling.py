@@ -22,7 +22,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from ..data.tokenizer import document_affixes
 from .model import context_length, evaluating
 from .causal import check_causal, check_model
-from .options import check_finite, check_options, check_prompt, finite_scores
+from .options import check_finite, check_options, check_prompt, FiniteScores
 from .options import other_options
 
 # %% ../../nbs/model/sampling.ipynb #1a165d3d
@@ -209,7 +209,7 @@ def clean_config(
     "A `GenerationConfig` with these options and no others"
     check_options(max_new_tokens, do_sample, temperature, top_k, top_p, num_beams)
     kwargs = other_options(tokenizer, **kwargs)
-    kwargs["logits_processor"] = [finite_scores, *kwargs.get("logits_processor", [])]
+    kwargs["logits_processor"] = [FiniteScores(), *kwargs.get("logits_processor", [])]
     stop = stop_ids(model, tokenizer)
     pad = next(i for i in (tokenizer.pad_token_id, *stop, 0) if i is not None)
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p) if do_sample else {}

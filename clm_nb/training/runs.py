@@ -21,9 +21,8 @@ from huggingface_hub import ModelCardData
 from ..ledger import Ledger, ledger_to_dict
 from ..data.whole import leftovers, written_whole
 from ..data.cache import made_by
-from ..data.files import is_path
+from ..data.files import first_line, is_path
 from ..data.valid_json import to_json
-from ..data.hub import first_line
 from ..model.device import device_and_precision
 
 # %% ../../nbs/training/runs.ipynb #runs-log

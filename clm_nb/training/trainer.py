@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, TrainingArguments
 
 from ..collate import BlockRows, CausalCollator
+from ..model.activation import fused_gelu
 from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
@@ -209,7 +210,7 @@ def restore(self:CausalTrainer, progress):
 @patch
 def train(self:CausalTrainer, resume_from_checkpoint=None, **kwargs):
     "Train, without logits where the model allows it"
-    with step_loss(self.model, self.args) as self.fused:
+    with fused_gelu(self.model), step_loss(self.model, self.args) as self.fused:
         try:
             return super(CausalTrainer, self).train(resume_from_checkpoint, **kwargs)
         finally:
