@@ -245,9 +245,8 @@ def _plan(start, tokenizer, blocks, ledger, times, training: dict) -> TrainingPl
     "The model, and what is to be done with it, checked; `training` as from `_training`"
     with times.stage("model", "Loading the model"):
         model = start.make_model(tokenizer)
-    plan = TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
-                        **training)
-    return plan.check()
+    return TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
+                        **training).check()
 
 
 def _measure_and_train(plan: TrainingPlan, prompt: str, length: int, times) -> Run:
