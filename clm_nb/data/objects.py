@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/objects.html.md"""
 
 # %% auto #0
 __all__ = ['split_names', 'list_records', 'dict_records', 'records_of', 'splits_of', 'wrong_column', 'column_pieces',
-           'check_texts', 'check_ids']
+           'check_texts', 'check_ids', 'training_splits', 'check_rows']
 
 # %% ../../nbs/data/objects.ipynb #e5b4db5f
 from collections.abc import Iterator, Mapping
@@ -175,12 +175,7 @@ def check_rows(
             kind = part.features.arrow_schema.field(column).type
             if not hasattr(kind, "value_type") or pa.types.is_nested(kind.value_type):
                 raise wrong_column(part, name, f"a list of numbers in {column!r}")
-<<<<<<< /tmp/tmp9t1g9k7u
-            found = map(pc.list_value_length, column_pieces(part, column))
-            if pa.chunked_array(found) != pa.chunked_array(lengths):
-=======
             found = pa.chunked_array(map(pc.list_value_length, column_pieces(part, column)))
             if found.combine_chunks() != pa.chunked_array(lengths).combine_chunks():
->>>>>>> /tmp/tmprl7ueks9
                 raise ValueError(f"Split {name!r} has rows whose {column!r} are more or fewer "
                                  "than their 'input_ids'. Give one for each token.")

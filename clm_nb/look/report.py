@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/look/report.html.md"""
 # %% auto #0
 __all__ = ['report_text', 'table_row', 'report_table', 'run_title', 'measured_row', 'report_outcome', 'evaluation_row',
            'report_training', 'report_samples', 'report_ledger', 'report_settings', 'report_view', 'report_sections',
-           'report_html']
+           'report_html', 'write_report']
 
 # %% ../../nbs/look/report.ipynb #imports
 import json
@@ -204,12 +204,8 @@ def write_report(
 ) -> Path: # of `report.html`
     "Write `report.html` into a run folder; an older one is replaced only by a whole new one"
     if not isinstance(folder, (str, os.PathLike)):
-<<<<<<< /tmp/tmp9d4_u7gi
-        raise TypeError(f"folder is of the type {type(folder).__name__}. Name that of a run.")
-=======
         kind = type(folder).__name__
         raise TypeError(f"folder= is of the type {kind}. Name the folder of a run.")
->>>>>>> /tmp/tmpk156cwz7
     folder = Path(folder).expanduser()
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
