@@ -229,8 +229,7 @@ def _blocks(times, expected: dict | None, data: dict, *args, **own):
 # %% ../nbs/09_core.ipynb #6c020420
 def _first_words(held_out, tokenizer, n_tokens: int = _first_tokens) -> str:
     "The beginning of the held-out text; a space where that has no words"
-    ids = held_out[0]["input_ids"][:n_tokens]
-    return tokenizer.decode(ids, skip_special_tokens=True) or " "
+    return tokenizer.decode(held_out[0]["input_ids"][:n_tokens], skip_special_tokens=True) or " "
 
 
 def _measure(model, held_out, tokenizer, prompt: str, length: int, seed: int) -> tuple:
