@@ -21,7 +21,7 @@ from .training.waiting import waiting
 from .look.token_text import printable
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
 from .arguments import PerplexityArguments, about, command_parser, data_source, defaults
-from .arguments import flag, plain_output
+from .arguments import flag, plain_output, plain_text
 from .training_commands import demo_command, demo_parser, train_command, train_parser
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
@@ -284,14 +284,14 @@ def main(
         _load(given.command, rest)
         _commands[given.command](rest)
     except KeyboardInterrupt as stopped:
-        print(f"\nclm_nb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        print(f"\nclm_nb: {plain_text(str(stopped)) or 'interrupted'}", file=sys.stderr)
         return getattr(stopped, "status", 130)
     except BrokenPipeError:
         return _nobody_reads()
     except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if given.traceback:
             raise
-        print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"clm_nb: {plain_text(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return 0
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, ScratchArguments, about, boolean
-from .arguments import command_parser, data_source, file_flags, parse_training
+from .arguments import command_parser, data_source, file_flags, parse_training, plain_text
 
 # %% ../nbs/training_commands.ipynb #0933db0b
 _training_flags = (
@@ -89,7 +89,7 @@ def _tell(finetune, **given) -> None:
     try:
         run = finetune(**given)
     except RunFinished as finished:
-        print(finished)
+        print(plain_text(str(finished)))
         return
     if given.get("preflight"):
         print(run)
