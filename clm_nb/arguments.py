@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/arguments.html.md"""
 # %% auto #0
 __all__ = ['about', 'boolean', 'number', 'flag', 'plain_letters', 'plain_text', 'plain_record', 'plain_output', 'flag_advice',
            'Parser', 'command_parser', 'defaults', 'DataArguments', 'data_source', 'ModelArguments', 'ScratchArguments',
-           'GenerateArguments', 'PerplexityArguments', 'parse_training', 'file_flags']
+           'RunArguments', 'GenerateArguments', 'PerplexityArguments', 'parse_training', 'file_flags']
 
 # %% ../nbs/arguments.ipynb #imports
 import argparse
@@ -139,8 +139,7 @@ def command_parser(
     parser = Parser(f"clm_nb {command}", description=about, epilog=extra, allow_abbrev=False)
     chosen = [f for group in groups for f in fields(group) if f.metadata.get("first")]
     sections = [("What matters first", chosen)] if chosen else []
-    for group in groups:
-        sections.append((group.__doc__, [f for f in fields(group) if f not in chosen]))
+    sections += [(group.__doc__, [f for f in fields(group) if f not in chosen]) for group in groups]
     for title, found in sections:
         section = parser.add_argument_group(title)
         for f in found:
@@ -161,17 +160,15 @@ class DataArguments:
     dataset_name: str = _arg("Hub id, path of a file or folder, or python-docs", first=True)
     train_file: str = _arg("file of training records, in the place of --dataset_name", first=True)
     validation_file: str = _arg("file of held-out records, beside --train_file", first=True)
-    dataset_config_name: str = _arg("configuration of a Hub data set")
+    dataset_config_name: str = _arg("configuration of a Hub data set, or of a folder with a card")
     dataset_revision: str = _arg("branch, tag or commit of a Hub data set")
     split: str = _arg("part of the data to use, e.g. train[:5000]")
     text_column: str = _arg("dotted name of the text column, e.g. answers.text; "
                             "found by name where not given", first=True)
     sample_by: str = _arg("how a record of a text file ends (default: a blank line; in a folder, "
                           "the file)", choices=("line", "paragraph", "document"))
-    test_size: number = _arg("share of the records to hold out; 1 or more: how many of them",
-                             first=True)
-    dedupe: bool = _arg("leave out test records that stand in the training split as well, "
-                        "or nearly", False)
+    test_size: number = _arg("share of the records to hold out; 1 or more: how many of them")
+    dedupe: bool = _arg("leave out test records that are trained on too, or nearly", False)
     explode: bool = _arg("one document an answer instead of one a record", False)
     add_eos: bool = _arg("close every document with EOS", True)
     allow_special: bool = _arg("special tokens spelled out in a text are those tokens", False)
@@ -214,8 +211,24 @@ class ModelArguments:
 @dataclass
 class ScratchArguments:
     "A model from scratch"
-    config_name: str = _arg("Hub id or folder of a config: a new model with random weights; "
-                            "needs --tokenizer_name")
+    config_name: str = _arg("Hub id or folder of a config, for new weights; needs --tokenizer_name")
+
+# %% ../nbs/arguments.ipynb #run-arguments
+@dataclass
+class RunArguments:
+    "The run"
+    output_dir: str = _arg("the run folder: becomes the model", "runs/python-docs", first=True)
+    num_train_epochs: float = _arg("how often the text is read (default: 3; python-docs-gpt2: 1)",
+                                   first=True)
+    learning_rate: float = _arg("step size (default: 2e-5; python-docs-gpt2: 5e-4)", first=True)
+    per_device_train_batch_size: int = _arg("rows in a step", 8, first=True)
+    dtype: str = _arg("type in which the weights are trained and saved; auto: the model's own",
+                      "float32", choices=("float32", "bfloat16", "auto"))
+    prompt: str = _arg("what the samples before and after training continue")
+    max_new_tokens: int = _arg("length of the samples", 60)
+    as_tutorial: bool = _arg("the tutorial's choices, mistakes and all: no EOS, a remainder a "
+                             "batch, Trainer's own loss", False)
+    from_run: str = _arg("repeat the run of this run.json, into RUN-again; other flags change it")
 
 # %% ../nbs/arguments.ipynb #8d9eec7f
 @dataclass
@@ -280,13 +293,22 @@ def file_flags(
 ) -> list[str]:
     "The flags that a file of arguments stands for"
     import yaml
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file. Give a YAML or JSON file of arguments, "
                                 "or flags.")
+    data, depth = path.read_bytes(), 0  # bytes: YAML itself says how they are read
     try:
-        given = yaml.safe_load(path.read_bytes())  # bytes: YAML itself says how they are read
-    except yaml.YAMLError as error:
+        if len(data) > 1e5:
+            raise ValueError("it is too large for arguments. Data is for --dataset_name")
+        for event in yaml.parse(data):
+            opens, closes = yaml.CollectionStartEvent, yaml.CollectionEndEvent
+            depth += isinstance(event, opens) - isinstance(event, closes)
+            if depth > 9 or isinstance(event, yaml.AliasEvent):
+                raise ValueError("it is nested too deeply, or says *name for a part of itself. "
+                                 "Write one `name: value` a line")
+        given = yaml.safe_load(data)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         remedy = " Save it as UTF-8." if isinstance(error, yaml.reader.ReaderError) else ""
         why = " ".join(str(error).split())
         raise ValueError(f"{path} can't be read as YAML: {why}.{remedy}") from error

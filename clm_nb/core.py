@@ -24,7 +24,8 @@ from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
 from .data.cache import clear_cache, sweep_cache
-from .data.hub import first_line, pinned
+from .data.files import first_line
+from .data.hub import pinned
 from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
 from .tokenize import tokenize
@@ -34,7 +35,7 @@ from .model.model import check_fit, check_isolation, context_length, load_config
 from .perplexity import document_perplexities, perplexity, token_losses
 from .generate import generate, stream
 from .training.waiting import StageTimes
-from .training.settings import training_arguments, training_settings
+from .training.settings import check_dtype, training_arguments, training_settings
 from .training.runs import check_digests, check_output_dir, write_card, write_run
 from .training.share import check_hub
 from .training.hold import check_free, hold
@@ -71,13 +72,12 @@ from .look.serve import RunApp, run_app
 _all_ = ["Run", "Ledger", "check_ledger", "load_corpus", "read_corpus", "python_docs",
          "split_corpus", "leakage", "remove_leaks", "clear_cache", "load_tokenizer",
          "train_tokenizer", "flatten", "tokenize", "group", "CausalCollator", "BlockRows",
-         "load_model", "load_config", "train", "training_settings", "embedded_run",
-         "CausalTrainer", "LiveTraining", "Sampler", "loss_curve", "find_lr",
-         "suggest_lr", "check_hub", "perplexity", "document_perplexities", "token_losses",
-         "Perplexity", "perplexity_metric", "baselines", "kneser_ney", "generate",
-         "stream", "next_tokens", "sampling_probabilities", "show_blocks", "show_batch",
-         "ledger_flow", "loss_map", "show_results", "distribution", "GenerationApp",
-         "NextTokenExplorer", "RunApp", "run_app", "write_report"]
+         "load_model", "load_config", "train", "training_settings", "embedded_run", "CausalTrainer",
+         "LiveTraining", "Sampler", "loss_curve", "find_lr", "suggest_lr", "check_hub",
+         "perplexity", "document_perplexities", "token_losses", "Perplexity", "perplexity_metric",
+         "baselines", "kneser_ney", "generate", "stream", "next_tokens", "sampling_probabilities",
+         "show_blocks", "show_batch", "ledger_flow", "loss_map", "show_results", "distribution",
+         "GenerationApp", "NextTokenExplorer", "RunApp", "run_app", "write_report"]
 
 # %% ../nbs/09_core.ipynb #718dcb0a
 def prepare(
@@ -143,6 +143,7 @@ class _Start:
     revision: str | None # branch, tag or commit on the Hub
     token: str | None # Hub token
     seed: int # of new weights
+    dtype: str = "float32" # of the weights
 
 
 @patch
@@ -156,12 +157,13 @@ def make_tokenizer(self: _Start):
 def make_model(self: _Start, tokenizer):
     "The model as it is before training, loaded anew"
     return load_model(self.model_name, self.config_name, tokenizer=tokenizer, seed=self.seed,
-                      revision=self.revision, token=self.token)
+                      revision=self.revision, token=self.token, dtype=self.dtype)
 
 # %% ../nbs/09_core.ipynb #18ee45e8
 @patch
-def settings(self: _Start, given: dict) -> dict:
+def settings(self: _Start, given: dict, dtype="float32") -> dict:
     "The settings of the run: those that suit the model, and over them those that are given"
+    self.dtype = check_dtype(dtype)
     found = dict(seed=self.seed)
     if self.model_name == "python-docs-gpt2":
         found |= embedded_finetuning
@@ -244,9 +246,8 @@ def _plan(start, tokenizer, blocks, ledger, times, training: dict) -> TrainingPl
     "The model, and what is to be done with it, checked; `training` as from `_training`"
     with times.stage("model", "Loading the model"):
         model = start.make_model(tokenizer)
-    plan = TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
-                        **training)
-    return plan.check()
+    return TrainingPlan(model, blocks, tokenizer, ledger=check_ledger(ledger), push=False,
+                        **training).check()
 
 
 def _measure_and_train(plan: TrainingPlan, prompt: str, length: int, times) -> Run:
@@ -301,7 +302,7 @@ def _training(args, source: dict, resume_from_checkpoint, settings: dict) -> dic
     sample_prompt = None if args.fsdp or args.deepspeed else source["prompt"]
     return dict(output_dir=args.output_dir, source=source, exact_loss=source["exact_loss"],
                 resume_from_checkpoint=resume_from_checkpoint, sample_prompt=sample_prompt,
-                settings=settings)
+                settings=settings, dtype=source["dtype"])
 
 
 def _carry_out(plan: TrainingPlan, start: _Start, room: float, times) -> Run:
@@ -331,12 +332,13 @@ def finetune(
     max_eval_samples: int | None = None, # and measure on so many held-out blocks
     data_digest: dict | None = None, # {split: `digest`} that the blocks must have
     resume_from_checkpoint: str | bool | None = None, # a checkpoint; True: the newest whole one
+    dtype="float32", # of the weights, as for `train`
     preflight: bool = False, # measure a few steps, and say what the run would need, instead of it
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
 ) -> Run: # or a `Preflight`
     "Load, flatten, tokenize, group, train, measure and generate, with every object it made"
     start = _Start(*_names(model_name_or_path, config_name, tokenizer_name), revision, token, seed)
-    settings = start.settings(training_args)
+    settings = start.settings(training_args, dtype)
     args = _check_settings(output_dir, resume_from_checkpoint, settings)
     tokenizer = start.pin().make_tokenizer()
     data = _data_options(dataset_name, data, as_tutorial, token,
@@ -345,7 +347,7 @@ def finetune(
     times, ledger = StageTimes(not args.disable_tqdm and args.process_index == 0), Ledger()
     blocks = _blocks(times, data_digest, data, dataset_name, tokenizer, block_size=block_size,
                      seed=seed, token=token, ledger=ledger)
-    names = dict(dataset_name=_named(dataset_name), **start.source(), data=data,
+    names = dict(dataset_name=_named(dataset_name), **start.source(), data=data, dtype=start.dtype,
                  prompt=prompt or _first_words(blocks["test"], tokenizer),
                  max_new_tokens=max_new_tokens, exact_loss=exact_loss and not as_tutorial)
     training = _training(args, names, resume_from_checkpoint, settings)
@@ -355,8 +357,7 @@ def finetune(
 # %% ../nbs/09_core.ipynb #25fdd162
 def _read_run(path: Path) -> dict:
     "What `run.json` holds, or an error where that isn't enough to repeat the run"
-    if path.is_dir():
-        path = path/"run.json"
+    path = path/"run.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or "
                                 "its folder.")

@@ -18,8 +18,9 @@ from queue import SimpleQueue
 from fastcore.basics import patch
 
 from .model.device import grants_bf16, keep_freed_memory
+from .model.activation import fused_gelu
 from .model.causal import check_causal, one_by_one
-from .model.inference import bf16_pays, draw_from_top, draws_quickly
+from .model.inference import bf16_pays, DrawFromTop, draws_quickly
 from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
 from .model.inference import room_works, roomy_cache, with_packed_layers
 from .model.model import evaluating
@@ -39,7 +40,7 @@ class Job:
         self.config, self.kwargs = clean_config(model, tokenizer, **options)
         self.prompts, self.rows = prompts, [prompt_ids(tokenizer, prompt) for prompt in prompts]
         self.longest = max(map(len, self.rows))
-        self.bf16 = self.packed = self.roomy = False
+        self.quick = self.bf16 = self.packed = self.roomy = False
         check_room(model, self.longest, self.config.max_new_tokens)
         check_causal(model)
 
@@ -49,7 +50,7 @@ def decode(
     self: Job,
     ids: list[int], # token ids
 ) -> str:
-    "Their text, with the spaces where the model puts them"
+    "The text of some ids, with the spaces where the model puts them"
     return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
@@ -76,7 +77,7 @@ def draw_quickly(
     first_stop = self.longest + (self.config.min_new_tokens or 0)
     self.config.min_new_tokens = None  # transformers would copy all scores for it
     how = {name: options[name] for name in ("temperature", "top_k", "top_p")}
-    draw = draw_from_top(**how, stop=self.config.eos_token_id or [], first_stop=first_stop)
+    draw = DrawFromTop(**how, stop=self.config.eos_token_id or [], first_stop=first_stop)
     self.kwargs["logits_processor"] = [*(self.kwargs.get("logits_processor") or []), draw]
 
 # %% ../nbs/07_generate.ipynb #b04377d0
@@ -88,18 +89,18 @@ def speed_up(
     "Choose the quick ways that the options and the hardware allow"
     model, prompts = self.model, len(self.rows)
     wrapped = "forward" in vars(model)
-    quick = bf16 is not False and draws_quickly(self.options)
+    self.quick = bf16 is not False and draws_quickly(self.options)
     if bf16 is None:
         bf16 = self.options["do_sample"] and bf16_pays(model) and not wrapped
     self.bf16 = bf16 and grants_bf16(model.device.type) and halving_works()
-    if quick and not self.bf16 and not wrapped:
+    if self.quick and not self.bf16 and not wrapped:
         pays = packing_pays(model, prompts, self.config.max_new_tokens)
         self.packed = pays and packing_works()
-    roomy = quick and prompts > 1 and self.options.get("use_cache", True)
+    roomy = self.quick and prompts > 1 and self.options.get("use_cache", True)
     self.roomy = roomy and room_works()
     if model.device.type == "cpu":
         keep_freed_memory()
-    if quick:
+    if self.quick:
         self.draw_quickly()
 
 # %% ../nbs/07_generate.ipynb #baf67a72
@@ -126,8 +127,11 @@ def run(
     "What the model makes of the prompts"
     inputs = left_padded(self.rows, self.config.pad_token_id, self.model.device)
     cache = roomy_cache(self.model) if self.roomy else {}
+    cache = self.config.update(**cache) # takes `use_cache`, gives back what is no option
     model = self.model_to_run()
-    ids = model.generate(**inputs, generation_config=self.config, **cache, **self.kwargs, **kwargs)
+    options = dict(generation_config=self.config, **cache, **self.kwargs, **kwargs)
+    with fused_gelu(model) if self.quick else nullcontext():
+        ids = model.generate(**inputs, **options)
     return ids[:, inputs["input_ids"].shape[1]:]
 
 # %% ../nbs/07_generate.ipynb #7a0f3265
@@ -218,7 +222,7 @@ def next_token(
         raise given
     return given
 
-
+# %% ../nbs/07_generate.ipynb #b7d4410f
 @patch
 def tokens(
     self: Turns,

@@ -142,7 +142,8 @@ def check_grouping(
     if remainder not in ("drop", "pad", "batch"):
         raise ValueError(f"remainder={remainder!r} is unknown. Use 'drop', 'pad' or 'batch'.")
     if isinstance(block_size, bool) or not isinstance(block_size, int):
-        raise TypeError(f"block_size={block_size!r} is no whole number. Use e.g. 128.")
+        shown = " ".join(repr(block_size).split())[:40]
+        raise TypeError(f"block_size={shown} is no whole number. Use e.g. 128.")
     if not 2 <= block_size <= 2**24:
         wrong = "leaves nothing to predict" if block_size < 2 else "is longer than any context"
         raise ValueError(f"block_size={block_size} {wrong}. Use 2 to {2**24:,}, e.g. 128.")

@@ -100,6 +100,7 @@ stage_balances = {
     "tokenize": ("tokens", ("text_tokens", "special_tokens")),
     "group": ("tokens", ("tokens_in_blocks", "dropped_remainder")),
     "keep": ("blocks", ("kept", "left_out")),
+    "learn": ("tokens", ("learnt", "not_learnt")),
 }
 
 # %% ../nbs/ledger.ipynb #16eb2970
@@ -143,6 +144,8 @@ def check_ledger(
     ledger: Ledger, # the ledger to audit
 ) -> Ledger:
     "The same ledger if every stage balances and took what the one before gave; else `ValueError`"
+    if not isinstance(ledger, Ledger):
+        raise TypeError(f"ledger= is of the type {type(ledger).__name__}. Give a Ledger().")
     check_balances(ledger)
     check_handovers(ledger)
     return ledger

@@ -54,10 +54,7 @@ def read_corpus(
         return read_slice(python_docs(name or "task"), split)
     path = Path(name_or_path).expanduser()
     if path.exists():
-        if name:
-            raise ValueError(f"{name_or_path} is a local path, "
-                             f"which has no configuration {name!r}. Leave that out.")
-        return read_local(path, split, sample_by)
+        return read_local(path, split, sample_by, name)
     if is_path(name_or_path):
         raise FileNotFoundError(f"{name_or_path} doesn't exist. "
                                 "Give an existing file or folder, a Hub id, or 'python-docs'.")

@@ -20,7 +20,8 @@ from datasets import Dataset, IterableDataset
 
 from .data.tokenizer import token_bytes
 from .model.device import grants_bf16, keep_freed_memory
-from .model.causal import check_causal
+from .model.activation import fused_gelu
+from .model.causal import check_causal, check_model
 from .model.inference import bf16_pays
 from .model.loss import logit_losses, loss_forward
 from .model.metric import LossSums, Perplexity
@@ -86,7 +87,8 @@ class Scorer:
             options["position_ids"] = positions
         quick = self.quick_forward
         device = self.model.device.type
-        with evaluating(self.model), torch.autocast(device, torch.bfloat16, self.bf16):
+        autocast = torch.autocast(device, torch.bfloat16, self.bf16)
+        with evaluating(self.model), fused_gelu(self.model), autocast:
             if quick:
                 losses = quick(ids, labels=labels, **options).logits
             else:
@@ -180,6 +182,7 @@ def rows_to_score(
     add_eos: bool = True, # text only: whether EOS closes each text
 ) -> Iterator[ScoredRow]:
     "The rows to score, after every argument has been checked"
+    check_model(model)
     if isinstance(data, Dataset):
         check_blocks(model, data, tokenizer, block_size, stride)
         used = {"input_ids", "attention_mask", "position_ids", "labels"}

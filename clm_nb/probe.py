@@ -1,4 +1,4 @@
-"""Is the quick way still right with the libraries you have? It is tried once, on a few tokens, beside the plain way
+"""Is the quick way still right with the libraries here? It is tried once, on a few tokens, beside the plain way
 
 Docs: https://clm-nb.github.io/clm_nb/probe.html.md"""
 

@@ -122,11 +122,12 @@ def train(
     exact_loss: bool = True, # False: labels and loss as the tutorial makes them
     push: bool = True, # at the end, where `push_to_hub` is set; False: that is left to the caller
     sample_prompt: str | None = None, # what a text at each evaluation continues; None: no texts
+    dtype="float32", # of the weights; "auto": as they are, though they may hardly move in bf16
     **training_args, # any field of `TrainingArguments`; the tutorial's settings where not given
 ) -> Trainer: # trained; `trainer.model` is `model`
     "Fine-tune a model on blocks and save it, with all that tells what was done, in `output_dir`"
     plan = TrainingPlan(model, blocks, tokenizer, output_dir, ledger, source, callbacks, optimizer,
-                        resume_from_checkpoint, exact_loss, push, sample_prompt,
+                        resume_from_checkpoint, exact_loss, push, sample_prompt, dtype,
                         training_settings(**training_args))
     return plan.check().carry_out()
 

@@ -12,8 +12,9 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
-from .arguments import DataArguments, ModelArguments, ScratchArguments, about, boolean
-from .arguments import command_parser, data_source, file_flags, parse_training, plain_text
+from .arguments import DataArguments, ModelArguments, RunArguments, ScratchArguments
+from .arguments import about, command_parser, data_source, file_flags, parse_training
+from .arguments import plain_text
 
 # %% ../nbs/training_commands.ipynb #0933db0b
 _training_flags = (
@@ -25,7 +26,7 @@ _training_flags = (
     "--learning_rate 1e-4.")
 
 
-def _add_resume(parser: argparse.ArgumentParser, help: str) -> None:
+def _add_resume(parser, help: str) -> None:
     "The flag `--resume`, which stays out of the result where it isn't given"
     parser.add_argument("--resume", dest="resume_from_checkpoint", action="store_const", const=True,
                         default=argparse.SUPPRESS, help=help)
@@ -34,26 +35,16 @@ def _add_resume(parser: argparse.ArgumentParser, help: str) -> None:
 def train_parser() -> argparse.ArgumentParser:
     "The parser of `clm_nb train`, less the training arguments"
     parser = command_parser("train", about["train"], DataArguments, ModelArguments,
-                            ScratchArguments, extra=_training_flags)
-    absent = dict(default=argparse.SUPPRESS) # what isn't given stays out of the result
-    parser.add_argument("--output_dir", **absent,
-                        help="the run folder: becomes the model (default: runs/python-docs)")
-    parser.add_argument("--prompt", **absent,
-                        help="what the samples before and after training continue")
-    parser.add_argument("--max_new_tokens", type=int, **absent,
-                        help="length of the samples (default: 60)")
-    parser.add_argument("--as_tutorial", nargs="?", const=True, type=boolean, **absent,
-                        help="the tutorial's choices, mistakes and all: no EOS, a remainder a "
-                             "batch, Trainer's own loss")
-    parser.add_argument("--from_run", **absent,
-                        help="repeat the run that this run.json tells of, into RUN-again; other "
-                             "flags change it")
-    _add_resume(parser, "go on from the newest whole checkpoint of output_dir; begin where there "
-                        "is none yet")
-    parser.add_argument("--preflight", action="store_true", **absent,
-                        help="measure a few steps, say how much memory, disk and time the run "
-                             "would need, and stop")
-    parser.add_argument("--help_training", action="store_true", help="list the training arguments")
+                            ScratchArguments, RunArguments, extra=_training_flags)
+    parser.usage = "clm_nb train [run.yaml] [--dataset_name NAME] [--output_dir FOLDER] [...]"
+    section = parser.add_argument_group("In the place of a run from its beginning")
+    _add_resume(section, "go on from the newest whole checkpoint of output_dir; begin where there "
+                         "is none yet")
+    section.add_argument("--preflight", action="store_true", default=argparse.SUPPRESS,
+                         help="measure a few steps, say how much memory, disk and time the run "
+                              "would need, and stop")
+    section.add_argument("--help_training", action="store_true",
+                         help="list the training arguments")
     return parser
 
 # %% ../nbs/training_commands.ipynb #a57c04df

@@ -37,7 +37,7 @@ def run(folder, model, data=None, **settings):
 def losses(trainer, key="loss"): return [log[key] for log in trainer.state.log_history if key in log]
 
 
-def parameters(model): return torch.cat([p.detach().flatten() for p in model.parameters()])
+def parameters(model): return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
 
 
 def plain_loss(model, batch):

@@ -71,6 +71,18 @@ def test_help_is_light_and_names_the_flags():
                  "--max_new_tokens", "--stride", "--json", "--learning_rate"): assert flag in text
 
 
+def test_ten_flags_come_first_and_each_flag_once():
+    "What a newcomer needs stands above all else; a training argument among them isn't lost on its way"
+    from clm_nb.training_commands import train_parser
+    text = train_parser().format_help()
+    first, rest = text.split("What matters first:")[1].split("Which text, and how it is cut:")
+    flags = re.findall(r"^  --(\w+)", first, flags=re.M)
+    assert flags == ["dataset_name", "train_file", "validation_file", "text_column", "block_size", "model_name_or_path", "output_dir",
+                     "num_train_epochs", "learning_rate", "per_device_train_batch_size"]
+    others = re.findall(r"^  --(\w+)", rest, flags=re.M)
+    assert len(others) == len(set(others)) > 15 and not set(others) & set(flags) and text.index("What matters first") < 300
+
+
 script = Path(sys.executable).with_name("clm_nb")
 ways = {"script": [str(script)], "package": [sys.executable, "-m", "clm_nb"], "module": [sys.executable, "-m", "clm_nb.cli"],
         "torchrun": [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "1", "-m", "clm_nb"],
@@ -257,6 +269,42 @@ def test_a_file_of_arguments_and_a_flag_that_overrides_it(write, name, run, fold
     assert found["ledger"]["train"]["flatten"]["documents"] == 3*found["ledger"]["train"]["load"]["records"]
 
 
+nines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"] + [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}']*9)}]" for i in range(1, 15)]
+bombs = {"nested anchors": "\n".join(nines), "an anchor in itself": "&a [*a]", "keys that are merged": "a: &a {b: 1}\nc:\n  <<: *a",
+         "a list in a list": "["*50_000, "a dict in a dict": "{a: "*20_000, "items": "- "*40_000, "indents": "\n".join(" "*i + "a:" for i in range(300)),
+         "a corpus": '{"text": "a"}\n'*20_000, "no date": "seed: 2020-13-45"}
+
+
+@pytest.mark.parametrize("kind", bombs)
+def test_a_file_of_arguments_that_would_fill_the_memory_is_one_line(kind, run, folder):
+    "In a process that may take a little memory more than it has, and in a fraction of the time that is waited for"
+    (folder/"run.yaml").write_text(bombs[kind], encoding="utf-8")
+    resource = pytest.importorskip("resource")
+    code = "import resource, sys; from clm_nb.arguments import file_flags; resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))\n" \
+           "try: file_flags(sys.argv[1])\nexcept ValueError as error: print(error)"
+    said = answer(python(code, folder/"run.yaml"))
+    assert said.count("\n") == 1 and re.search("run.yaml (can't be read as YAML: .*(Write one `name: value` a line|too large|month))", said)
+
+
+def test_what_a_file_of_arguments_may_hold_is_still_read(folder):
+    from clm_nb.arguments import file_flags
+    (folder/"run.yaml").write_text('fsdp_config: {a: {b: [1, 2]}}\nprompt: "2 * 3 & more"\nseed: 3', encoding="utf-8")
+    assert file_flags(folder/"run.yaml") == ["--fsdp_config", '{"a": {"b": [1, 2]}}', "--prompt", "2 * 3 & more", "--seed", "3"]
+
+
+def test_the_type_of_the_weights_is_a_flag(run, folder):
+    tiny.gpt2().bfloat16().save_pretrained("halves")
+    tiny.tokenizer().save_pretrained("halves")
+    known = "train --dataset_name corpus.json --text_column answers.text --model_name_or_path halves --block_size 16 --max_steps 1".split()
+    for flags, saved in {"": "float32", "--dtype auto": "bfloat16"}.items():
+        assert run(*known, "--max_new_tokens", "2", *flags.split(), "--output_dir", saved)[0] == 0
+        assert json.loads(Path(saved, "config.json").read_bytes())["dtype"] == saved
+    assert run("train", "--from_run", "bfloat16")[0] == 0
+    assert json.loads(Path("bfloat16-again/config.json").read_bytes())["dtype"] == "bfloat16"
+    one_line(*run(*known, "--torch_dtype", "bfloat16"), "torch_dtype: Use dtype")
+    one_line(*run(*known, "--dtype", "float16"), "dtype.*float16")
+
+
 tune = "--dataset_name corpus.json --model_name_or_path model --block_size 16 --max_new_tokens 5".split()
 
 
@@ -335,3 +383,37 @@ def test_real_questions_and_the_real_gpt2_tokenizer(run, folder):
     history = json.loads(Path("out/run.json").read_bytes())["log_history"]
     evals = [log["eval_loss"] for log in history if "eval_loss" in log]
     assert evals[1] < evals[0] < 12
+
+
+def test_a_tilde_is_the_home_folder_at_every_door(tmp_path, cache, monkeypatch):
+    "And no folder called `~` is made"
+    from clm_nb.arguments import file_flags
+    from clm_nb.cli import main as cli
+    from clm_nb.core import finetune, load_config, load_model, load_tokenizer, train, write_report
+    from clm_nb.core import run_arguments
+    from clm_nb.look.serve import find_models
+    home, work = tmp_path/"home", tmp_path/"work"
+    for folder in (home/"model", work): folder.mkdir(parents=True)
+    for name in ("HOME", "USERPROFILE"): monkeypatch.setenv(name, str(home))
+    monkeypatch.chdir(work)
+    tiny.gpt2().save_pretrained(home/"model")
+    tiny.tokenizer().save_pretrained(home/"model")
+    (home/"texts.jsonl").write_text("\n".join(json.dumps({"text": f"{text} {i}"}) for i, text in enumerate(tiny.texts*4)), encoding="utf-8")
+    short = dict(block_size=16, max_steps=2, save_strategy="steps", save_steps=1, max_new_tokens=2, disable_tqdm=True, eval_strategy="no")
+    two = {"train": "~/texts.jsonl", "test": Path("~/texts.jsonl")}
+    run = finetune(two, "~/model", tokenizer_name="~/model", output_dir="~/run", **short)
+    assert Path(run.output_dir) == home/"run"
+    (home/"run.yaml").write_text("seed: 3", encoding="utf-8")
+    assert file_flags("~/run.yaml") == ["--seed", "3"]
+    checkpoint = max((home/"run").glob("checkpoint-*")).name
+    again = finetune(two, "~/model", output_dir=Path("~/run"),
+                     resume_from_checkpoint=f"~/run/{checkpoint}", **short | dict(max_steps=3))
+    assert again.trainer.state.global_step == 3
+    finetune("~/texts.jsonl", config_name="~/model", tokenizer_name=Path("~/model"), output_dir="~/new", **short)
+    train(load_model("~/run"), run.blocks, load_tokenizer(Path("~/model")), Path("~/trained"), max_steps=1, disable_tqdm=True)
+    assert run_arguments("~/run")["block_size"] == 16 and write_report("~/run") == home/"run/report.html"
+    assert load_config("~/model").vocab_size == 400 and find_models("~/run").model == str(home/"run")
+    assert cli(["train", "~/run.yaml", "--train_file", "~/texts.jsonl", "--validation_file", "~/texts.jsonl", "--model_name_or_path", "~/model", "--output_dir", "~/by-command", "--block_size", "16", "--max_steps", "1"]) == 0
+    assert "`texts.jsonl, texts.jsonl`" in (home/"by-command/README.md").read_text(encoding="utf-8")
+    assert cli(["train", "--from_run", "~/by-command"]) == 0 == cli(["perplexity", "--model_name_or_path", "~/run", "--text", "some words"])
+    assert {p.name for p in home.iterdir()} >= {"run", "new", "trained", "by-command", "by-command-again"} and not list(work.iterdir())

@@ -1,5 +1,5 @@
 "Generating against plain transformers, one prompt at a time; streams that fail or are left; numpy's distribution"
-import io, subprocess, sys, threading
+import io, logging, subprocess, sys, threading, warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np, pytest, torch
@@ -366,3 +366,14 @@ def test_tokens_cannot_become_html_or_formulas():
     ax = table.plot(fig.subplots())
     fig.savefig(io.BytesIO())
     assert [label.get_text() for label in ax.get_yticklabels()][1] == "'$x^$'"
+
+
+@pytest.mark.parametrize("options", [{}, dict(do_sample=False), dict(num_beams=2), dict(min_new_tokens=4), dict(use_cache=False)])
+@pytest.mark.parametrize("prompt", ["The", ["The", "def f"]])
+def test_transformers_has_nothing_to_remark(prompt, options, caplog, monkeypatch):
+    "Every way, for one prompt and for several"
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(gpt2(), tokenizer(), prompt, max_new_tokens=8, seed=0, **options)
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]

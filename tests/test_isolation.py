@@ -1,6 +1,6 @@
 "Documents kept apart: a document in a packed block is to the model what it is alone"
-import datasets, numpy as np, pyarrow as pa, pytest, torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+import datasets, numpy as np, pytest, torch
+from datasets import DatasetDict
 from hypothesis import given, settings, strategies as st
 from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM
 from clm_nb.model.baselines import kneser_ney
@@ -11,14 +11,12 @@ from clm_nb.perplexity import perplexity, token_losses
 from clm_nb.model.model import check_isolation
 from clm_nb.train import train
 import tiny
+from tiny import split_of
 
 datasets.disable_progress_bars()
 rng = np.random.default_rng(0)
 block_size = 32
 documents = [rng.integers(1, 400, rng.integers(1, 50)).tolist() + [0] for _ in range(60)]
-
-
-def split(rows): return Dataset.from_dict({"input_ids": rows}, features=Features(input_ids=List(Value("int32"))))
 
 
 def cut(rows, block_size):
@@ -34,7 +32,7 @@ def cut(rows, block_size):
 
 @pytest.fixture(params=["drop", "pad"])
 def blocks(request, cache):
-    return group(DatasetDict(train=split(documents)), block_size, request.param, isolate_documents=True)["train"]
+    return group(DatasetDict(train=split_of(documents)), block_size, request.param, isolate_documents=True)["train"]
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -86,7 +84,7 @@ def test_training_keeps_documents_apart_and_reports_their_losses(blocks, tmp_pat
 def test_positions_restart_with_documents_and_blocks_and_nothing_else_changes(tmp_path_factory, rows, size, pad):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLM_NB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        tokens, ledgers = DatasetDict(train=split(rows)), (Ledger(), Ledger())
+        tokens, ledgers = DatasetDict(train=split_of(rows)), (Ledger(), Ledger())
         remainder = "pad" if pad else "drop"
         if sum(map(len, rows)) < (1 if pad else size): return
         apart = group(tokens, size, remainder, isolate_documents=True, ledger=ledgers[0])["train"]
@@ -100,7 +98,7 @@ def test_positions_restart_with_documents_and_blocks_and_nothing_else_changes(tm
 
 
 def test_positions_take_two_bytes(cache):
-    column = group(DatasetDict(train=split(documents)), block_size, isolate_documents=True)["train"].features["position_ids"]
+    column = group(DatasetDict(train=split_of(documents)), block_size, isolate_documents=True)["train"].features["position_ids"]
     assert column.feature.dtype == "int16" and column.length == block_size
 
 
@@ -132,4 +130,4 @@ def test_an_attention_implementation_that_was_not_tried_is_refused(attention):
 
 def test_the_tutorials_remainder_and_isolation_exclude_each_other(cache):
     with pytest.raises(ValueError, match="not the tutorial's way"):
-        group(DatasetDict(train=split(documents)), block_size, "batch", isolate_documents=True)
+        group(DatasetDict(train=split_of(documents)), block_size, "batch", isolate_documents=True)

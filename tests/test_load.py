@@ -1,8 +1,8 @@
 "Every kind of corpus, splits that don't leak, a Hub that isn't there"
-import csv, gzip, json, pathlib, threading
+import bz2, csv, gzip, json, lzma, pathlib, re, threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import datasets, pytest
+import datasets, pandas as pd, pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings, strategies as st
 from clm_nb.ledger import Ledger
@@ -277,6 +277,14 @@ def test_what_the_hub_refuses_is_one_clear_line(hub, reply, error, message):
 
 
 @pytest.mark.parametrize("load", [load_corpus, load_tokenizer, load_model])
+@pytest.mark.parametrize("headers", [{"X-Error-Code": "RevisionNotFound"}, {}])
+def test_a_repository_without_a_branch_called_main_is_one_clear_line(load, headers, hub):
+    hub.reply = 404, headers
+    with pytest.raises(ValueError, match="'some/old' has no branch 'main'.*'master': revision=") as error: load("some/old")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("load", [load_corpus, load_tokenizer, load_model])
 def test_without_a_network_a_hub_name_is_one_clear_line(load):
     with pytest.raises(ConnectionError, match="'some/name': the Hub can't be reached .* 'python-docs'") as error:
         load("some/name")
@@ -311,3 +319,20 @@ def test_files_come_in_one_order_everywhere(tmp_path, monkeypatch):
     found = local_files(tmp_path)[1]
     monkeypatch.setattr(pathlib.PurePath, "__lt__", lambda self, other: str(self).lower() < str(other).lower())
     assert local_files(tmp_path)[1] == found == sorted(found, key=str)
+
+
+@pytest.mark.parametrize("name", ["DATA.CSV", "Data.Tsv", "DATA.JSONL", "DATA.JSON.GZ", "DATA.CSV.BZ2", "DATA.TXT", "DATA.TXT.XZ", "DATA.MD", "Data.Parquet"])
+def test_endings_in_capitals_are_the_same_kinds(name, tmp_path, cache):
+    "A file, a folder of one, and a dict of files"
+    frame, small = pd.DataFrame(dict(text=[f"Text {i} is here." for i in range(8)])), name.lower()
+    path = tmp_path/"folder"/name
+    path.parent.mkdir()
+    if small.endswith(".parquet"): frame.to_parquet(path)
+    else:
+        written = {".csv": frame.to_csv(index=False), ".tsv": frame.to_csv(index=False, sep="\t"), ".json": frame.to_json(orient="records", lines=True)}
+        content = next((text for ending, text in written.items() if ending in small), "\n\n".join(frame["text"]))
+        pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(pathlib.Path(small).suffix, bytes)
+        path.write_bytes(pack(content.encode()))
+    assert read_corpus(path, sample_by="paragraph" if re.search("txt|md", small) else None)["text"][:] == frame["text"].tolist()
+    assert len(read_corpus({"train": path, "test": path})["train"]) == 8
+    assert len(read_corpus(path.parent)) == (1 if re.search("txt|md", small) else 8)

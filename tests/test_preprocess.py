@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets, numpy as np, pyarrow as pa, pytest
 from datasets import Dataset, DatasetDict, Features, List, Value, concatenate_datasets
 from hypothesis import given, settings, strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 from clm_nb.flatten import flatten
 from clm_nb.group import group, group_batch, stream_blocks
@@ -17,11 +17,11 @@ from clm_nb.data.tokenizer import train_tokenizer
 from clm_nb.tokenize import tokenize, tokenize_batch, tokenizer_json
 from conftest import answer, python
 import tiny, upstream
+from tiny import split_of
 
 datasets.disable_progress_bars()
 block_size = 16
 encoders = ("gigatoken", "tokenizers")
-ragged_lists = Features(input_ids=List(Value("int32")))
 group_texts = upstream.function("group_texts", block_size=block_size)
 
 
@@ -70,7 +70,7 @@ def test_stream_is_the_concatenation_cut(rows, block):
 def test_group_is_the_concatenation_cut_however_the_data_lie(tmp_path_factory, chunks, block, data):
     rows = list(itertools.chain(*chunks))
     stream = np.concatenate([[], *rows]).astype(int)
-    tokens = concatenate_datasets([Dataset.from_dict({"input_ids": rows}, features=ragged_lists) for rows in chunks])
+    tokens = concatenate_datasets([split_of(rows) for rows in chunks])
     if len(tokens) and data.draw(st.booleans()):
         order = data.draw(st.permutations(range(len(tokens))))
         tokens, stream = tokens.select(order), np.concatenate([[], *(rows[i] for i in order)]).astype(int)
@@ -95,7 +95,7 @@ def test_group_is_the_concatenation_cut_however_the_data_lie(tmp_path_factory, c
 
 
 def test_groups_of_a_short_split_and_wrong_options_are_one_clear_line(cache):
-    tokens = DatasetDict(train=Dataset.from_dict({"input_ids": [[1, 2, 3]]}, features=ragged_lists))
+    tokens = DatasetDict(train=split_of([[1, 2, 3]]))
     for arguments, message in [(dict(block_size=4), "'train' holds 3 tokens, fewer than one block of 4"),
                                (dict(block_size=1), "block_size=1"),
                                (dict(block_size=0), "block_size=0"), (dict(remainder="keep"), "remainder='keep'")]:
@@ -370,7 +370,7 @@ def test_each_stage_names_the_versions_that_made_its_result(cache, monkeypatch):
     "Also where what came in has the same name as before"
     import importlib.metadata
     texts, version = Dataset.from_dict({"text": some_texts}), importlib.metadata.version
-    ids = Dataset.from_dict({"input_ids": [[1, 2, 3]]*9}, features=ragged_lists)
+    ids = split_of([[1, 2, 3]]*9)
     made = lambda: [flatten(DatasetDict(train=texts))["train"]._fingerprint, group(DatasetDict(train=ids), 4)["train"]._fingerprint]
     before = made()
     monkeypatch.setattr("clm_nb.data.cache.version", lambda name: "0.0.1" if name == "pyarrow" else version(name))

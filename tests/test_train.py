@@ -1,9 +1,9 @@
 "Training against plain loops, and the run folder: what it becomes, what it never holds, what it survives"
-import json, pickle, shutil
+import json, pickle
 from pathlib import Path
 
 import datasets, numpy as np, pytest, torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel, TrainerCallback, TrainingArguments, pipeline
 from clm_nb.collate import CausalCollator
 from clm_nb.generate import generate
@@ -14,18 +14,12 @@ from clm_nb.training.runs import check_output_dir, digest, write_run
 from clm_nb.training.trainer import CausalTrainer
 from clm_nb.train import train
 from conftest import answer, link, python, ranks
+from short_runs import losses, make_blocks, parameters
 from tiny import families, gpt2, llama, needs_bf16, tokenizer
 
 datasets.disable_progress_bars()
 rng = np.random.default_rng(0)
-
-
-def make_blocks(rows=24, block=16):
-    features = Features(input_ids=List(Value("int32"), length=block))
-    return Dataset.from_dict({"input_ids": rng.integers(1, 400, (rows, block)).tolist()}, features=features)
-
-
-blocks = DatasetDict(train=make_blocks(), test=make_blocks(10))
+blocks = DatasetDict(train=make_blocks(), test=make_blocks(rows=10))
 short = dict(max_steps=3, per_device_train_batch_size=4, logging_steps=1, eval_strategy="steps", eval_steps=3,
              disable_tqdm=True,
              bf16=False, learning_rate=1e-2)
@@ -33,12 +27,6 @@ short = dict(max_steps=3, per_device_train_batch_size=4, logging_steps=1, eval_s
 
 def run(output_dir, model=None, data=blocks, **settings):
     return train(model or gpt2(), data, tokenizer(), output_dir, **short | settings)
-
-
-def losses(trainer, key="loss"): return [log[key] for log in trainer.state.log_history if key in log]
-
-
-def parameters(model): return torch.cat([p.detach().flatten() for p in model.state_dict().values()])
 
 
 def contents(folder):
@@ -308,7 +296,7 @@ def test_an_error_while_saving_leaves_the_earlier_model(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments,message", [
-    (dict(data=DatasetDict(train=make_blocks(4, 257), test=make_blocks(4, 257))),
+    (dict(data=DatasetDict(train=make_blocks(rows=4, block=257), test=make_blocks(rows=4, block=257))),
      "block_size=257 is longer than the model's context .256"),
     (dict(model=gpt2(vocab_size=300)), f"The tokenizer has {len(tokenizer())} tokens, the model knows 300"),
     (dict(data=DatasetDict(train=blocks["train"])), "no 'test' split"),

@@ -1,8 +1,9 @@
-"Tiny random models and tokenizers for the tests: no network, milliseconds to make"
+"Tiny random models, tokenizers and splits for the tests: no network, milliseconds to make"
 import sys
 import pytest, torch, transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from datasets import Dataset, Features, List, Value
 from tokenizers import processors
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 from clm_nb.model.device import has_bf16
@@ -24,6 +25,11 @@ def tokenizer(bos=False, eos=True):
         single="<|endoftext|> $A", pair="<|endoftext|> $A <|endoftext|> $B", special_tokens=[("<|endoftext|>", 0)])
     if not eos: new.eos_token = new.bos_token = None
     return new
+
+
+def split_of(lists):
+    "Documents of token ids, as `tokenize` leaves them"
+    return Dataset.from_dict({"input_ids": lists}, features=Features(input_ids=List(Value("int32"))))
 
 
 def gpt2(dropout=0.0, **kwargs):

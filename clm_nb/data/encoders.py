@@ -35,7 +35,7 @@ def cut_json(
 def read_json(
     text: str, # of a tokenizer, from `to_str`
 ) -> tuple[dict, str]: # as `cut_json` gives
-    "The same, by parsing all of it where `tokenizers` writes its JSON in another way"
+    "As `cut_json`; all of it is parsed where `tokenizers` writes its JSON in another way"
     def same():
         small = Tokenizer(WordLevel({"a": 0}, unk_token="a")).to_str()
         spec, model = cut_json(small)
@@ -67,7 +67,7 @@ def check_added_ids(
     backend: Tokenizer, # made from `spec`
     spec: str, # `tokenizer_json` of a tokenizer
 ) -> None: # or `ValueError`
-    "Every added token has its own id"
+    "Check that every added token has its own id"
     for token in cut_json(spec)[0]["added_tokens"]:
         found = backend.token_to_id(token["content"])
         if found != token["id"]:

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/files.html.md"""
 
 # %% auto #0
 __all__ = ['loaders', 'compressed', 'beside_data', 'split_words', 'data_suffix', 'loader_of', 'local_files', 'split_of',
-           'split_files', 'csv_separator', 'open_file', 'check_sample_by', 'loader_options', 'read_slice',
+           'split_files', 'csv_separator', 'open_file', 'check_sample_by', 'loader_options', 'read_slice', 'first_line',
            'failure_reason', 'line_fault', 'first_fault', 'content_digest', 'read_local', 'is_path']
 
 # %% ../../nbs/data/files.ipynb #a646fd34
@@ -18,6 +18,7 @@ import logging
 import lzma
 import re
 import zlib
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 from typing import BinaryIO
 
@@ -27,6 +28,7 @@ from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from .cache import fingerprint
+from .card import card_files
 from .whole import file_digest
 
 _log = logging.getLogger("clm_nb")
@@ -62,10 +64,11 @@ beside_data = ("README.md", "config.json", "dataset_info.json", "dataset_infos.j
 
 def local_files(
     path: Path, # a file, or a folder of files of one kind
+    named=(), # those of its files that a card names; none: all
 ) -> tuple[str, list[Path]]: # (loader, the files)
     "What is to be read at a path, and by which loader"
-    files = [path]
-    if path.is_dir():
+    files = list(named) or [path]
+    if path.is_dir() and not named:
         found = sorted(path.rglob("*"), key=Path.as_posix)  # everywhere the same: "B" before "a"
         found = [file for file in found if file.is_file() and loader_of(file)]
         files = [file for file in found if not file.name.startswith(".")]
@@ -117,7 +120,7 @@ def split_files(
 def csv_separator(
     file: Path,
 ) -> str:
-    "What stands between two fields, by the first line"
+    "The sign between two fields, by the first line"
     usual = "\t" if data_suffix(file) == ".tsv" else ","
     if file.suffix.lower() == ".zst":
         return usual
@@ -194,13 +197,20 @@ def read_slice(
         taken.append(part.select(range(r.from_ or 0, end)))
     return taken[0] if len(taken) == 1 else concatenate_datasets(taken)
 
+# %% ../../nbs/data/files.ipynb #13fae054
+def first_line(
+    e: Exception,
+) -> str: # the first line of its message
+    "What went wrong, in one line"
+    message = str(e).strip() or type(e).__name__
+    return message.splitlines()[0]
+
 # %% ../../nbs/data/files.ipynb #211b9e47
 def failure_reason(
     error: Exception, # what a loader raised
 ) -> str: # one line
     "Why a file couldn't be read"
-    told = str(error.__cause__ or error).strip() or type(error).__name__
-    reason = told.splitlines()[0]
+    reason = first_line(error.__cause__ or error)
     return "it holds no records" if "corresponds to no data" in reason else reason
 
 # %% ../../nbs/data/files.ipynb #0f20b1a1
@@ -220,7 +230,7 @@ def line_fault(
         return f"isn't JSON ({error})"
     return None
 
-
+# %% ../../nbs/data/files.ipynb #5d0c7b1e
 def first_fault(
     files: list[Path], # of one split or of all
 ) -> str | None: # one line, with the name of the file; None: no fault that can be told
@@ -251,24 +261,26 @@ def read_local(
     path: Path, # a file or a folder that exists
     split: str | None, # e.g. `train[:5000]`; None: all of it
     sample_by: str | None = None, # how records of a text end: "line", "paragraph" or "document"
+    name: str | None = None, # of a configuration in the card of a folder
 ): # `Dataset`, or `DatasetDict` where the path holds several splits
     "The records behind a local path"
+    named, told = card_files(path, name)
     if (path/"state.json").exists() or (path/"dataset_dict.json").exists():
         return read_slice(load_from_disk(path), split)
-    loader, files = local_files(path)
+    loader, files = local_files(path, [*chain(*named.values())])
     if all(file.stat().st_size == 0 for file in files):
         raise ValueError(f"{path} is empty. Give a file with text in it.")
     # a name is a name: what looks like a pattern in it is none
     names = {part: [glob.escape(str(file)) for file in found]
-             for part, found in split_files(path, files).items()}
+             for part, found in (named or split_files(path, files)).items()}
     try:
-        options = loader_options(path, loader, files, sample_by)
+        options = loader_options(path, loader, files, sample_by) | told
         data = load_dataset(loader, content_digest(files), data_files=names, **options)
     except (DatasetGenerationError, pa.ArrowInvalid, ValueError, EOFError, OSError,
             zlib.error, lzma.LZMAError) as e:
         reason = first_fault(files) or failure_reason(e)
         raise ValueError(f"{path} can't be read as {loader}: {reason}.") from e
-    return read_slice(data if len(data) > 1 else data["train"], split)
+    return read_slice(data["train"] if set(data) == {"train"} else data, split)
 
 # %% ../../nbs/data/files.ipynb #d4e47803
 def is_path(

@@ -6,9 +6,10 @@ Docs: https://clm-nb.github.io/clm_nb/data/hub.html.md"""
 
 # %% auto #0
 __all__ = ['hub_commit', 'hub_words', 'refusal', 'hub_copy', 'on_hub', 'pinned', 'read_hub', 'base_model_folder', 'base_or_other',
-           'local_or_hub', 'first_line']
+           'local_or_hub']
 
 # %% ../../nbs/data/hub.ipynb #3af27ba2
+import os
 import re
 from pathlib import Path
 from unittest.mock import patch
@@ -59,7 +60,7 @@ def refusal(
     if isinstance(error, GatedRepoError):
         return PermissionError(f"{repo_id!r} is gated. Ask for access on its page on the Hub, "
                                "then log in (`hf auth login`) or give token=.")
-    if isinstance(error, RevisionNotFoundError):
+    if isinstance(error, RevisionNotFoundError) and revision:
         return ValueError(f"{repo_id!r} has no revision {revision!r}. "
                           "Use a branch, tag or commit of that repository.")
     if isinstance(error, (RepositoryNotFoundError, HFValidationError)):
@@ -67,6 +68,9 @@ def refusal(
                           "Hub. Check the spelling; for a private one log in (`hf auth login`) "
                           "or give token=.")
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == 404:
+        return ValueError(f"{repo_id!r} has no branch 'main', which is read where none is named. "
+                          "Name its own, e.g. 'master': revision=, for data dataset_revision=.")
     if status in (401, 403):
         return PermissionError(f"{repo_id!r} was refused ({status}{hub_words(error)}). Check "
                                "token=, or log in again (`hf auth login`).")
@@ -145,6 +149,9 @@ def base_or_other(
     name_or_path, # `python-docs-gpt2`, a folder, or a Hub id
 ): # the folder of the base model for its name; a folder below `~`; anything else as it is
     "Where a model or tokenizer of this name is looked for"
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"A name is expected, and this is of the type "
+                        f"{type(name_or_path).__name__}. Give a Hub id or a folder.")
     check_no_address(name_or_path)
     if str(name_or_path) == "python-docs-gpt2":
         return base_model_folder()
@@ -166,9 +173,3 @@ def local_or_hub(
                                 "Give the folder of a saved model or a Hub id.")
     commit = on_hub(str(name_or_path), "model", revision, token)
     return dict(revision=commit or revision, token=token, local_files_only=not commit)
-
-# %% ../../nbs/data/hub.ipynb #13fae054
-def first_line(e: Exception) -> str: # the first line of its message
-    "What went wrong, in one line"
-    message = str(e).strip() or type(e).__name__
-    return message.splitlines()[0]

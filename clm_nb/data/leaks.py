@@ -17,9 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
+from datasets import DatasetDict
 from datasketch import MinHash, MinHashLSH
 from fastcore.basics import patch
 
+from .objects import splits_of
 from .split import column_texts, find_text_column, pick_rows
 
 _log = logging.getLogger("clm_nb")
@@ -117,7 +119,11 @@ def leakage(
     threshold: float = 0.8, # the least Jaccard similarity
 ) -> Leakage:
     "The texts that stand on both sides of a split, or nearly"
-    test, train = corpus["test"], corpus["train"]
+    splits = splits_of(corpus)
+    if not {"train", "test"} <= set(splits):
+        raise ValueError(f"The corpus has only {', '.join(splits)}. Give one with 'train' and "
+                         "'test', as load_corpus() makes it.")
+    test, train = splits["test"], splits["train"]
     test_record, test_texts = column_texts(test, find_text_column(test, text_column))
     train_record, train_texts = column_texts(train, find_text_column(train, text_column))
     test_texts, train_texts = test_texts.to_pylist(), train_texts.to_pylist()
@@ -135,6 +141,7 @@ def remove_leaks(
     threshold: float = 0.8, # the least Jaccard similarity
 ) -> tuple: # (`DatasetDict`, the `Leakage` that was in it)
     "The corpus without the test records that stand in the training split as well, or nearly"
+    corpus = DatasetDict(splits_of(corpus))
     found = leakage(corpus, text_column, threshold)
     if found.records and len(found.leaked()) == found.records:
         raise ValueError(f"Each of the {found.records:,} test records shares a text with a "

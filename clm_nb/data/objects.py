@@ -1,4 +1,4 @@
-"""A DataFrame, a list of texts, a dict or a stream becomes records, and each stage looks once at what it is given
+"""A DataFrame, a list of texts, a dict or a stream becomes records, and each stage checks what it is given
 
 Docs: https://clm-nb.github.io/clm_nb/data/objects.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/objects.html.md"""
 
 # %% auto #0
 __all__ = ['split_names', 'list_records', 'dict_records', 'records_of', 'splits_of', 'wrong_column', 'column_pieces',
-           'check_texts', 'check_ids']
+           'check_texts', 'check_ids', 'training_splits', 'check_rows']
 
 # %% ../../nbs/data/objects.ipynb #e5b4db5f
 from collections.abc import Iterator, Mapping
@@ -129,6 +129,7 @@ def check_texts(
 # %% ../../nbs/data/objects.ipynb #7041c0f7
 def check_ids(
     splits: dict, # {split: `Dataset`}
+    known: int | None = None, # how many ids the model has rows for; None: not asked
 ) -> None: # or `ValueError`
     "Whether each split has a list of ids in every row of its column `input_ids`"
     for name, part in splits.items():
@@ -142,3 +143,39 @@ def check_ids(
             if documents.null_count or ids.null_count or (pc.min(ids).as_py() or 0) < 0:
                 raise ValueError(f"Split {name!r} has missing or negative ids in 'input_ids'. "
                                  "Give the documents to tokenize() again.")
+            if known and len(ids) and pc.max(ids).as_py() >= known:
+                raise ValueError(f"Split {name!r} has the id {pc.max(ids).as_py():,}, and the "
+                                 f"model knows {known:,} tokens. Use the model's own tokenizer.")
+
+# %% ../../nbs/data/objects.ipynb #rows-code
+def training_splits(
+    blocks, # anything for `splits_of`
+    known: int | None = None, # how many ids the model has rows for
+) -> DatasetDict: # or `TypeError` or `ValueError`
+    "The blocks that a model is to be trained on, checked"
+    splits = splits_of(blocks)
+    if "train" not in splits:
+        raise ValueError(f"blocks have no 'train' split to learn from, only {', '.join(splits)}. "
+                         "Give one, from group().")
+    check_ids(splits, known)
+    check_rows(splits)
+    return DatasetDict(splits)
+
+
+def check_rows(
+    splits: dict, # {split: `Dataset`}, after `check_ids`
+) -> None: # or `ValueError`
+    "Whether each split has rows to predict in, and columns that fit the ids"
+    for name, part in splits.items():
+        lengths = [pc.list_value_length(ids) for ids in column_pieces(part, "input_ids")]
+        if max((pc.max(length).as_py() for length in lengths), default=0) < 2:
+            raise ValueError(f"Split {name!r} has no row of two tokens or more, so that there is "
+                             "nothing to predict. Fill it, or leave it out.")
+        for column in {"labels", "attention_mask", "position_ids"} & set(part.column_names):
+            kind = part.features.arrow_schema.field(column).type
+            if not hasattr(kind, "value_type") or pa.types.is_nested(kind.value_type):
+                raise wrong_column(part, name, f"a list of numbers in {column!r}")
+            found = map(pc.list_value_length, column_pieces(part, column))
+            if pa.chunked_array(found).combine_chunks() != pa.chunked_array(lengths).combine_chunks():
+                raise ValueError(f"Split {name!r} has rows whose {column!r} are more or fewer "
+                                 "than their 'input_ids'. Give one for each token.")

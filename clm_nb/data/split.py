@@ -18,6 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
+from .objects import records_of
+
 _log = logging.getLogger("clm_nb")
 
 # %% ../../nbs/data/split.ipynb #aadee8f2
@@ -249,6 +251,10 @@ def split_corpus(
     text_column: str | None = None, # the column whose identical texts stay together; found by name
 ): # `DatasetDict` with "train" and "test", records in their old order
     "A seeded train/test split in which no question and no text stands on both sides"
+    dataset = records_of(dataset)
+    if not isinstance(dataset, Dataset):
+        raise TypeError("split_corpus() splits one Dataset, and this is a DatasetDict. Give one of "
+                        "its splits, or its name to load_corpus().")
     n, n_test = len(dataset), test_records(test_size, len(dataset))
     in_test = draw_groups(record_groups(dataset, text_column), n_test, seed)
     tied = what_ties(dataset, text_column) if in_test.sum() < n_test else None

@@ -16,7 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..progress import few_lines
-from .hub import base_or_other, first_line, local_or_hub
+from .files import first_line
+from .hub import base_or_other, local_or_hub
 
 _log = logging.getLogger("clm_nb")
 
@@ -121,6 +122,7 @@ def token_bytes(
     tokenizer, # a fast tokenizer
 ) -> np.ndarray: # (len(tokenizer),) int64: bytes of UTF-8 text; 0 for special tokens
     "How many bytes of text each token id stands for"
+    check_tokenizer(tokenizer)
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     byte_level = '"ByteLevel"' in json.dumps(spec)
     added = {token["id"] for token in spec["added_tokens"]}

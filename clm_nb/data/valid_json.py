@@ -1,4 +1,4 @@
-"""Figures that aren't numbers become null, and only that
+"""NaN and infinity become null, and everything else stays as it is
 
 Docs: https://clm-nb.github.io/clm_nb/data/valid_json.html.md"""
 

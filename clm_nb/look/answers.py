@@ -179,7 +179,7 @@ def added_text(i: int, text: str) -> str:
 
 
 def alert(message: str) -> str:
-    "An error, to be seen and to be read aloud"
+    "An error in a box, which screen readers read aloud"
     style = ("background:#fde3d3;color:#111;border-left:6px solid #d55e00;border-radius:4px;"
              "padding:8px 12px;margin:8px 0;white-space:pre-wrap;overflow-wrap:anywhere")
     return element("div", "✖ " + escape(message), role="alert", style=style)

@@ -9,7 +9,10 @@ __all__ = ['mode_controls', 'app_sliders', 'app_controls', 'allowed_values', 'se
            'app_buttons', 'check_models', 'longest_text']
 
 # %% ../../nbs/look/app_controls.ipynb #imports
+from numbers import Number
+
 from ..model.model import context_length
+from ..model.causal import check_model
 
 # %% ../../nbs/look/app_controls.ipynb #8285b80d
 def app_sliders(
@@ -68,11 +71,12 @@ def set_controls(
         control = controls[name]
         try:
             control.value = value
-        except TraitError:
+        except (TraitError, ValueError):
             pass  # it has kept its value, so the next line finds out
-        if control.value != value:
+        if not isinstance(value, (str, Number, type(None))) or control.value != value:
             allowed = allowed_values(control)
-            raise ValueError(f"{name}={value!r} can't be used here. Use {allowed}.")
+            raise ValueError(f"{name}={' '.join(repr(value).split())[:40]} can't be used here. "
+                             f"Use {allowed}.")
 
 # %% ../../nbs/look/app_controls.ipynb #286b808c
 mode_controls = { # mode → the controls that only some modes use
@@ -101,7 +105,7 @@ def chosen_settings(
 
 # %% ../../nbs/look/app_controls.ipynb #44ce7656
 def app_buttons() -> dict: # name → widget
-    "What can be clicked"
+    "The buttons of the app"
     from ipywidgets import Button, Layout
 
     def new(text, icon, style=""):
@@ -119,6 +123,8 @@ def check_models(models: dict, tokenizers: dict) -> None:
     "`ValueError` if there is no model, or one without a tokenizer"
     if not models:
         raise ValueError("models is empty. Give a model, or a dict of models by name.")
+    for model in models.values():
+        check_model(model)
     missing = [name for name in models if name not in tokenizers]
     if missing:
         raise ValueError(f"There is no tokenizer for {', '.join(missing)}. "

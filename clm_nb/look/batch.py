@@ -1,4 +1,4 @@
-"""What the model is given, what it is asked for, and what nobody asks it
+"""What the model reads, which token it is to predict at each place, and what is ignored
 
 Docs: https://clm-nb.github.io/clm_nb/look/batch.html.md"""
 

@@ -35,7 +35,7 @@ def eos_marks(cutting: Cutting, part: BlockPart, x: float, y: float, unit: float
 
 
 def arrow(x: float, y: float, opacity: float = 1) -> str:
-    "A document that goes on"
+    "The mark of a document that goes on"
     path = f"M{x:.2f} {y + 4}l8 6l-8 6z"
     return element("path", d=path, fill="currentColor", opacity=opacity)
 

@@ -25,7 +25,7 @@ def entropy_bits(
 
 # %% ../../nbs/look/distribution.ipynb #a388199b
 def percent(share: float) -> str:
-    "93 %, 7.3 %, <0.1 %"
+    "A share as a percentage: 93.1 %, 7.3 %, <0.1 %"
     if share >= 1 - 1e-6:
         return "100 %"
     if share >= 0.9995:

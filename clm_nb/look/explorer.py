@@ -47,7 +47,7 @@ class NextTokenExplorer(Explored, LiveView):
 def _build(self: NextTokenExplorer, n: int):
     "The widgets"
     import ipywidgets as w
-    me = weakref.proxy(self) # ipywidgets keeps every widget, but not the models of a dropped view
+    me = weakref.ref(self) # ipywidgets keeps every widget, but not the models of a dropped view
     wide, wrap = w.Layout(width="99%"), w.Layout(flex_flow="row wrap", align_items="flex-start")
     self.prompt = w.Textarea(description="prompt", placeholder="Some text to go on with", rows=2,
                              layout=wide)
@@ -56,21 +56,21 @@ def _build(self: NextTokenExplorer, n: int):
     self.undo_button = w.Button(description="Undo", icon="undo", tooltip="Take back the last token")
     self.reset_button = w.Button(description="Reset", icon="refresh",
                                  tooltip="Take back all tokens and options")
-    self.undo_button.on_click(lambda _: me.undo())
-    self.reset_button.on_click(lambda _: me.reset())
+    self.undo_button.on_click(lambda _: me().undo())
+    self.reset_button.on_click(lambda _: me().reset())
     self.line, self._held = w.HTML(layout=wide), False
     self.columns = {}
     for name in self.models:
-        self.columns[name] = ModelColumn(lambda token_id: me.append(token_id),
-                                         lambda name=name: me.draw(name),
+        self.columns[name] = ModelColumn(lambda token_id: me().append(token_id),
+                                         lambda name=name: me().draw(name),
                                          name if len(self.models) > 1 else "")
     sliders = w.HBox([self.temperature, self.top_k, self.top_p], layout=wrap)
     buttons = w.HBox([self.undo_button, self.reset_button, self.n], layout=wrap)
     columns = w.HBox([column.ui for column in self.columns.values()], layout=wrap)
     self.ui = w.VBox([self.prompt, sliders, self.line, buttons, columns])
-    self.prompt.observe(lambda _: me._prompt_changed(), "value")
+    self.prompt.observe(lambda _: me()._prompt_changed(), "value")
     for slider in (self.temperature, self.top_k, self.top_p, self.n):
-        slider.observe(lambda _: me.refresh(), "value")
+        slider.observe(lambda _: me().refresh(), "value")
 
 # %% ../../nbs/look/explorer.ipynb #e1c76f1d
 @patch(as_prop=True)
@@ -138,7 +138,7 @@ def text(self: NextTokenExplorer) -> str: # an unfinished character waits for it
 # %% ../../nbs/look/explorer.ipynb #23941772
 @patch
 def refresh(self: NextTokenExplorer):
-    "Ask the models if the ids are others, and bring the view up to date"
+    "Ask the models if the ids have changed, and bring the view up to date"
     if self._held:
         return
     self.ask()
@@ -154,7 +154,7 @@ def refresh(self: NextTokenExplorer):
 # %% ../../nbs/look/explorer.ipynb #cf687504
 @patch
 def _prompt_changed(self: NextTokenExplorer):
-    "The prompt is another: its ids, and none appended"
+    "Tokenize the new prompt, and take back what was appended"
     back, self._appended, self._prompt_ids = len(self._appended), [], []
     what = "1 appended token was" if back == 1 else f"{back} appended tokens were"
     self.note = f"The prompt was edited: {what} taken back." if back else ""
@@ -167,7 +167,7 @@ def _prompt_changed(self: NextTokenExplorer):
 # %% ../../nbs/look/explorer.ipynb #d59e2911
 @patch
 def set(self: NextTokenExplorer, **values): # prompt, temperature, top_k, top_p, n
-    "Set the controls; the explorer itself, for the next call"
+    "Set the controls, and return the explorer for the next call"
     checked_options(self.controls, values)
     options = {name: value for name, value in values.items() if name not in ("prompt", "n")}
     check_options(1, True, num_beams=1, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)

@@ -13,13 +13,13 @@ from html import escape
 from itertools import cycle
 
 from .distribution import Distribution, percent
+from .html import exact_colours
 from .likely_path import LikelyPath
 
 # %% ../../nbs/look/explorer_bars.ipynb #f7e85677
 colours = ["#56b4e9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#0072b2"]  # a model's each
 row_style = 28  # pixels from row to row
 muted = "opacity:.7"
-_print = "print-color-adjust:exact;-webkit-print-color-adjust:exact"
 
 
 def bar_scale(
@@ -47,9 +47,9 @@ def share_bars(
         hatch = f"background:repeating-linear-gradient(45deg,{stripes});border-style:dashed;"
     outline = (f'<div style="position:absolute;left:0;top:0;height:20px;{width(before)};'
                f'box-sizing:border-box;border:1.5px solid {colour};background:{colour}22;'
-               f'{hatch}{_print}"></div>')
+               f'{hatch}{exact_colours}"></div>')
     filled = (f'<div style="position:absolute;left:0;top:5px;height:10px;{width(after)};'
-              f'background:{colour};{_print}"></div>')
+              f'background:{colour};{exact_colours}"></div>')
     return (f'<div style="position:relative;flex:1 1 60px;height:20px;min-width:40px">'
             f'{outline}{filled}</div>')
 
@@ -96,7 +96,7 @@ def token_chip(
     "A token in a box, and a number under it"
     box = (f'<span style="display:block;background:{background};color:#111;'
            'border:1px solid rgba(128,128,128,.4);padding:1px 4px;border-radius:3px;'
-           f'font-family:monospace;white-space:pre;{_print}">{escape(label)}</span>')
+           f'font-family:monospace;white-space:pre;{exact_colours}">{escape(label)}</span>')
     number = ""
     if below:
         number = f'<span style="display:block;font-size:12px;line-height:16px">{below}</span>'
@@ -108,7 +108,7 @@ def chip_colour(
     share: float, # 0 to 1
     colour: str, # of the model
 ) -> str:
-    "From white towards a colour"
+    "A colour between white and the model's: the likelier, the less white"
     parts = [int(colour[i:i + 2], 16) for i in (1, 3, 5)]
     mixed = [round(255 + (part - 255)*0.8*share) for part in parts]
     return "#" + "".join(f"{part:02x}" for part in mixed)
@@ -136,7 +136,8 @@ def head_html(
 ) -> str: # HTML
     "A model's name, its figures, and what the bars mean"
     def swatch(style):
-        return f'<span style="display:inline-block;width:22px;height:10px;{style};{_print}"></span>'
+        box = f"display:inline-block;width:22px;height:10px;{style};{exact_colours}"
+        return f'<span style="{box}"></span>'
 
     outline = swatch(f"border:1.5px solid {colour};background:{colour}22")
     filled = swatch(f"background:{colour}")

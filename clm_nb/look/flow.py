@@ -33,7 +33,8 @@ stage_counts = { # stage → (what it takes, what it gives, notes)
     "load": ("read", "records", ()),
     "flatten": ("texts", "documents", ()),
     "tokenize": ("tokens", "tokens", ("text_tokens", "special_tokens")),
-    "group": ("tokens", "tokens_in_blocks", ("blocks", "padding"))}
+    "group": ("tokens", "tokens_in_blocks", ("blocks", "padding")),
+    "learn": ("tokens", "learnt", ())}
 
 
 def flow_step(
@@ -42,7 +43,8 @@ def flow_step(
 ) -> FlowStep:
     "One stage as a step of a flow"
     taken, given, notes = stage_counts[stage]
-    dropped = [(name, n) for name, n in counts.items() if name.startswith("dropped") and n]
+    dropped = [(name, n) for name, n in counts.items()
+               if name.startswith(("dropped", "not_")) and n]
     noted = [(name, counts[name]) for name in notes if counts.get(name)]
     before = counts.get(taken, counts[given])
     return FlowStep(stage, (taken, before), (given, counts[given]), tuple(dropped), tuple(noted))
@@ -53,12 +55,12 @@ def flow_steps(
     split: str = "train", # of which split
 ) -> list[FlowStep]:
     "The stages of a split as steps of a flow; `ValueError` without any, or out of balance"
+    checked = check_ledger(ledger)
     stages = [stage for stage in stage_counts if (stage, split) in ledger]
     if not stages:
         splits = ", ".join(sorted({split for _, split in ledger.entries})) or "none"
         raise ValueError(f"The ledger has no stage of split={split!r}. Splits: {splits}. "
                          "Give the ledger to load_corpus, flatten, tokenize and group as ledger=.")
-    checked = check_ledger(ledger)
     return [flow_step(stage, checked[stage, split]) for stage in stages]
 
 # %% ../../nbs/look/flow.ipynb #c737f795
@@ -164,11 +166,12 @@ def drops(bar: FlowBar, x0: float, x1: float, top: float) -> str:
     pieces, y, x, end = [], top + bar.height, x0 + (x1 - x0)*.55, top + 178
     for count, height in bar.dropped:
         seen, (number, name) = max(height, 2), count_words(count)
+        what = "dropped: " if count[0].startswith("dropped") else ""
         pieces += [
             ribbon((x0 + 10, min(y, top + 128), seen), (x, end, seen), fill="#999", opacity=.6),
             flow_box(x, end, seen),
             svg_text(x + 15, end + seen/2, f"✗ {number}", font_weight="bold", font_size=15),
-            svg_text(x + 15, end + seen/2 + 17, f"dropped: {name}", font_size=13)]
+            svg_text(x + 15, end + seen/2 + 17, f"{what}{name}", font_size=13)]
         y, end = y + height, end + max(seen + 12, 46)
     return "".join(pieces)
 

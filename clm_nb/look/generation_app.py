@@ -55,10 +55,10 @@ class GenerationApp(LiveView):
 # %% ../../nbs/look/generation_app.ipynb #b17e669a
 @patch
 def _connect(self: GenerationApp):
-    me = weakref.proxy(self) # ipywidgets keeps every widget, but not the models of a dropped app
+    me = weakref.ref(self) # ipywidgets keeps every widget, but not the models of a dropped app
     for name in ("generate", "stop", "clear", "new_seed"):
-        getattr(self, f"{name}_button").on_click(lambda click, name=name: getattr(me, name)())
-    self.mode.observe(lambda change: me._mode_changed(), "value")
+        getattr(self, f"{name}_button").on_click(lambda click, name=name: getattr(me(), name)())
+    self.mode.observe(lambda change: me()._mode_changed(), "value")
     self._mode_changed()
 
 
@@ -116,7 +116,7 @@ def _card(self: GenerationApp, name: str) -> str:
 # %% ../../nbs/look/generation_app.ipynb #432dd12f
 @patch
 def _refresh(self: GenerationApp):
-    "Send everything"
+    "Bring all widgets up to date"
     for name, card in self._cards.items():
         card.value = self._card(name)
     message = escape(self._message())
@@ -215,8 +215,8 @@ def _remember(self: GenerationApp, run: Generation):
     self.history.append(run)
     button = Button(description="Use again", icon="undo",
                     layout=Layout(width="120px", flex="0 0 auto"))
-    me = weakref.proxy(self)
-    button.on_click(lambda click: me.recall(run))
+    me = weakref.ref(self)
+    button.on_click(lambda click: me().recall(run))
     html = HTML(answer_row(len(self.history), run),
                 layout=Layout(flex="1 1 auto", width="auto", min_width="0"))
     layout = Layout(flex="0 0 auto", align_items="flex-start", grid_gap="16px")

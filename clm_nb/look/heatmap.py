@@ -76,7 +76,7 @@ def loss_legend(
 
 # %% ../../nbs/look/heatmap.ipynb #d486ae6e
 def gain_legend() -> str: # HTML
-    "The scale of differences"
+    "The scale of differences, with what each means for the probability"
     swatches = []
     for gain in (-5, -3, -2, -1, 0, 1, 2, 3, 5):
         sign = "×" if gain >= 0 else "÷"

@@ -1,4 +1,4 @@
-"""The small pieces that every view is made of, once
+"""What every view is made of: a tag, a chip for a token, a table, a hatched area
 
 Docs: https://clm-nb.github.io/clm_nb/look/html.html.md"""
 

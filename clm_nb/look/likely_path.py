@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..model.model import check_fit, context_length, evaluating
+from ..model.causal import check_model
 from ..model.sampling import check_room, clean_config, sampling_probabilities
 from .distribution import percent
 from .token_text import token_label
@@ -62,7 +63,7 @@ def greedy_logits(
     ids: list[int], # the tokens so far
     steps: int = 12, # at most
 ): # (list of new ids, (steps or 1, vocabulary) float32 tensor on the CPU)
-    "The likeliest continuation and what each token was chosen from; the first row is always there"
+    "The likeliest continuation, and the logits that each of its tokens was chosen from"
     check_room(model, len(ids))
     steps = min(steps, (context_length(model.config) or math.inf) - len(ids))
     prompt = torch.tensor([ids], device=model.device)
@@ -159,6 +160,7 @@ class Explored:
             raise ValueError("models={} is empty. "
                              "Give a model, or e.g. {'base': ..., 'fine-tuned': ...}.")
         for model in self.models.values():
+            check_model(model)
             check_fit(model.config, tokenizer=tokenizer)
         self.tokenizer, self.steps, self.error, self.note = tokenizer, steps, "", ""
         self._prompt_ids, self._appended, self._asked, self._answers = [], [], None, {}
@@ -170,7 +172,7 @@ class Explored:
 # %% ../../nbs/look/likely_path.ipynb #e20ac66c
 @patch
 def ask(self: Explored):
-    "Run the models on the ids, if they are others than last time; what can't be run is in `error`"
+    "Run the models on the ids, if they have changed since last time; an error is kept in `error`"
     if self._asked == self.ids:
         return
     self.error, self._answers, self._asked = "", {}, []  # nothing, if this is interrupted
@@ -195,6 +197,7 @@ def checked_options(
             raise ValueError(f"{name} can't be set. Use one of {', '.join(controls)}.")
         low, high = (getattr(controls[name], end, None) for end in ("min", "max"))
         if name == "prompt" and not isinstance(value, str):
-            raise ValueError(f"prompt={value!r} is no text. Give a string.")
+            raise ValueError(f"prompt= is of the type {type(value).__name__}, and no text. "
+                             "Give a string.")
         if low is not None and not (isinstance(value, (int, float)) and low <= value <= high):
             raise ValueError(f"{name}={value!r} can't be used. Use {low} to {high}.")

@@ -21,11 +21,11 @@ from fastcore.basics import patch
 
 from ..data.tokenizer import document_affixes, token_bytes
 from ..tokenize import tokenize_batch, tokenizer_json
-from ..model.model import check_fit, context_length
+from ..model.model import context_length
 from ..model.loss import output_layer
 from ..model.metric import LossSums, Perplexity
 from ..model.scored_rows import windows
-from ..perplexity import token_losses
+from ..perplexity import text_window, token_losses
 from .token_text import piece_name, piece_texts, speller
 
 # %% ../../nbs/look/loss_map.ipynb #74952a3b
@@ -164,13 +164,7 @@ def check_window(
     if block_size is None:
         block_size = min(1024, *(context_length(model.config) or 1024 for model in models))
     for model in models:
-        check_fit(model.config, block_size, tokenizer)
-    if block_size < 2:
-        raise ValueError(f"block_size={block_size} leaves nothing to predict. Use 2 or more.")
-    if stride is None:
-        stride = block_size//2
-    if not 1 <= stride <= block_size:
-        raise ValueError(f"stride={stride} is not between 1 and block_size={block_size}.")
+        block_size, stride = text_window(model, tokenizer, block_size, stride)
     return block_size, stride
 
 # %% ../../nbs/look/loss_map.ipynb #80195bd5

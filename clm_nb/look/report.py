@@ -1,4 +1,4 @@
-"""One file that shows a whole run, opens in any browser, and asks nothing of any network
+"""One file that shows a whole run, in any browser and without a network
 
 Docs: https://clm-nb.github.io/clm_nb/look/report.html.md"""
 
@@ -11,6 +11,7 @@ __all__ = ['report_text', 'table_row', 'report_table', 'run_title', 'shown_numbe
 
 # %% ../../nbs/look/report.ipynb #imports
 import json
+import os
 from html import escape
 from pathlib import Path
 from ..ledger import ledger_from_dict
@@ -52,7 +53,9 @@ def run_title(
     source = run.get("source") or {}
     names = source.get("model_name_or_path"), source.get("config_name"), "A causal language model"
     model = next(name for name in names if name)
-    return f"{model}, trained on {source.get('dataset_name') or 'a corpus'}"
+    data = source.get("dataset_name") or "a corpus"
+    named = ", ".join(data.values()) if isinstance(data, dict) else data
+    return f"{model}, trained on {named}"
 
 
 def shown_number(
@@ -209,7 +212,9 @@ def write_report(
     views: dict | None = None, # as for `report_html`
 ) -> Path: # of `report.html`
     "Write `report.html` into a run folder; an older one is replaced only by a whole new one"
-    folder = Path(folder)
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"folder= is of the type {type(folder).__name__}. Name the folder of a run.")
+    folder = Path(folder).expanduser()
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
     page = report_html(json.loads((folder/"run.json").read_bytes()), views)

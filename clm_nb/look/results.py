@@ -13,11 +13,12 @@ import random
 from dataclasses import dataclass
 from html import escape
 
-import torch
+import numpy as np
 from fastcore.basics import patch
 
 from ..data.tokenizer import document_affixes
 from ..model.sampling import prompt_ids
+from ..model.scored_rows import right_padded
 from ..perplexity import token_losses
 from ..generate import generate
 
@@ -111,11 +112,9 @@ def continuation_losses(
 ) -> list[float]: # nats per token, one for each pair
     "What each continuation costs the model, given its prompt"
     prompts = [prompt_ids(tokenizer, prompt) for prompt, _ in pairs]
-    rows = [ids + list(truth) for ids, (_, truth) in zip(prompts, pairs)]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0]*(width - len(row)) for row in rows])
-    mask = torch.tensor([[1]*len(row) + [0]*(width - len(row)) for row in rows])
-    losses = token_losses(model, ids, mask).cpu().double()
+    rows = [np.array(ids + list(truth)) for ids, (_, truth) in zip(prompts, pairs)]
+    mask = right_padded([np.ones_like(row) for row in rows])
+    losses = token_losses(model, right_padded(rows), mask).cpu().double()
     return [line[len(prompt) - 1:len(row) - 1].mean().item()
             for line, prompt, row in zip(losses, prompts, rows)]
 
@@ -203,7 +202,7 @@ def show_results(
     do_sample: bool = False, # draw at random; False: always the likeliest token
     **generate_kwargs, # any other option of `generate`
 ) -> Results:
-    "How held-out text goes on, really and in the eyes of the model before and after"
+    "How held-out text goes on: really, and as the model writes it before and after"
     pairs = held_out_pairs(data, tokenizer, n, prompt_tokens, max_new_tokens, seed)
     models = {"fine-tuned": model} if base is None else {"base": base, "fine-tuned": model}
     prompts = [prompt for prompt, _ in pairs]

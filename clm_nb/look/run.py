@@ -1,4 +1,4 @@
-"""What a fine-tuning leaves in your hands, and the views that its report shows
+"""What a fine-tuning gives you, and the views that its report shows
 
 Docs: https://clm-nb.github.io/clm_nb/look/run.html.md"""
 
@@ -52,8 +52,11 @@ sample_options = dict(temperature=0.6, top_k=50, top_p=0.95)
 def _counted(ledger: Ledger) -> str:
     "What went into the blocks, in one sentence"
     documents, group = ledger["flatten", "train"], ledger["group", "train"]
-    return (f"{documents['documents']:,} training documents, {group['tokens']:,} tokens, "
-            f"{group['blocks']:,} blocks, {group['dropped_remainder']:,} tokens dropped")
+    counted = (f"{documents['documents']:,} training documents, {group['tokens']:,} tokens, "
+               f"{group['blocks']:,} blocks, {group['dropped_remainder']:,} tokens dropped")
+    if ("learn", "train") in ledger:
+        counted += f", {ledger['learn', 'train']['not_learnt']:,} not learnt"
+    return counted
 
 # %% ../../nbs/look/run.ipynb #41542cb6
 def _times(seconds: dict) -> str:

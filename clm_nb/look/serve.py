@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..data.hub import first_line
+from ..data.files import first_line
 from ..data.tokenizer import load_tokenizer
 from ..model.model import load_model
 from ..train import embedded_run
@@ -79,7 +79,7 @@ def find_base(
     folder, # of a model, with a `run.json` if it is a run
 ) -> tuple[str | None, str]: # (name or folder, sentence): one of them is empty
     "What a run was trained from, or why that can't be shown"
-    path = Path(folder, "run.json")
+    path = Path(folder, "run.json").expanduser()
     if not path.is_file():
         return None, "It has no run.json that names the model it was trained from."
     try:

@@ -1,4 +1,4 @@
-"""Spaces you can see, bytes you can name, and nothing that hides
+"""A sign for each space, a name for each byte, and the text that each token completes
 
 Docs: https://clm-nb.github.io/clm_nb/look/token_text.html.md"""
 

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 from fastcore.basics import patch
 
+from ..data.objects import splits_of
 from ..data.tokenizer import token_bytes
 from .metric import LossSums, Perplexity
 from .perplexity_table import PerplexityTable
@@ -59,11 +62,18 @@ def without_padding(
 # %% ../../nbs/model/baselines.ipynb #96dd87b1
 def _columns_of(blocks) -> tuple[dict[str, np.ndarray], np.ndarray]:
     "(the columns that count, each end to end; how long each row is)"
+    if not isinstance(blocks, Dataset):
+        raise TypeError(f"blocks is of the type {type(blocks).__name__}. Give a Dataset: one split "
+                        "of what group() returns.")
     if "input_ids" not in blocks.column_names:
         raise ValueError(f"blocks has no column 'input_ids', only {list(blocks.column_names)}. "
                          "Give one split of what group() returns.")
     table = blocks.with_format("arrow")[:]
-    columns = {}
+    columns, kind = {}, table.schema.field("input_ids").type
+    if not hasattr(kind, "value_type") or not pa.types.is_integer(kind.value_type):
+        raise ValueError(f"input_ids are of the type {kind}. Give lists of token ids.")
+    if table["input_ids"].null_count:
+        raise ValueError("blocks have rows without input_ids. Leave them out.")
     for name in ("input_ids", "attention_mask", "position_ids"):
         if name in table.column_names:
             columns[name] = pc.list_flatten(table[name]).to_numpy()
@@ -239,6 +249,7 @@ def baselines(
     tokenizer=None, # counts bytes; only bits per byte need it
 ) -> PerplexityTable:
     "What simple models get on the held-out blocks: uniform, unigram, and Kneser-Ney n-grams"
+    blocks = splits_of(blocks)
     for split in ("train", "test"):
         if split not in blocks:
             raise ValueError(f"blocks has no split {split!r}, only {list(blocks)}. "

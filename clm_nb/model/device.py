@@ -17,6 +17,8 @@ from functools import lru_cache
 
 import torch
 
+from ..probe import tell
+
 # %% ../../nbs/model/device.ipynb #a745ea6b
 def hardware_has_bf16(
     device: str, # "cuda", "cpu", …
@@ -40,12 +42,6 @@ def precision_asked() -> str | None: # "float32" or "bf16"; None: whatever is fa
     return asked
 
 # %% ../../nbs/model/device.ipynb #247898ba
-@lru_cache
-def _say(line: str):
-    "Tell the user, once in a process"
-    print(line, file=sys.stderr)
-
-
 def _kind(device: str) -> str:
     return {"cpu": "CPU", "cuda": "GPU"}.get(device, device)
 
@@ -57,7 +53,7 @@ def has_bf16(
     asked = precision_asked()
     has = hardware_has_bf16(device)
     if asked == "bf16" and not has:
-        _say(f"CLM_NB_PRECISION=bf16, but this {_kind(device)} has no bf16: float32 is used.")
+        tell(f"CLM_NB_PRECISION=bf16, but this {_kind(device)} has no bf16: float32 is used.")
     return has and asked != "float32"
 
 # %% ../../nbs/model/device.ipynb #71b2e5f8
@@ -70,7 +66,7 @@ def grants_bf16(
     reason = f"this {_kind(device)} has none"
     if hardware_has_bf16(device):
         reason = "CLM_NB_PRECISION=float32"
-    _say(f"bf16 was asked for, but {reason}: float32 is used.")
+    tell(f"bf16 was asked for, but {reason}: float32 is used.")
     return False
 
 # %% ../../nbs/model/device.ipynb #b65c3e19
@@ -88,7 +84,7 @@ def cuda_runs() -> bool:
     except RuntimeError as error:
         if "no kernel image" in str(error):
             gpu = f"this GPU ({torch.cuda.get_device_name()})"
-            _say(f"PyTorch {torch.__version__} has no kernels for {gpu}: the CPU is used.")
+            tell(f"PyTorch {torch.__version__} has no kernels for {gpu}: the CPU is used.")
             return False
     return True  # any other trouble, say a full memory, is reported by the run itself
 
@@ -138,7 +134,7 @@ def _fp16_pays() -> bool:
     faster = matmul_rate("cuda", torch.float16)/matmul_rate("cuda", torch.float32)
     name = torch.cuda.get_device_name()
     used = "fp16" if faster > 1 else "float32"
-    _say(f"{name} has no bf16, and its fp16 is {faster:.1f} times as fast as its float32: "
+    tell(f"{name} has no bf16, and its fp16 is {faster:.1f} times as fast as its float32: "
          f"training uses {used}.")
     return faster > 1
 

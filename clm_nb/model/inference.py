@@ -1,4 +1,4 @@
-"""The same answers sooner: weights in bf16, packed layers, a draw among fifty, and a cache with room
+"""Texts sooner: weights in bf16, layers in the processor's order, a draw among fifty tokens, a cache that grows in place
 
 Docs: https://clm-nb.github.io/clm_nb/model/inference.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/model/inference.html.md"""
 
 # %% auto #0
 __all__ = ['before_drawing', 'dense_inputs', 'in_bf16', 'bf16_pays', 'PackedLinear', 'has_mkl', 'packing_works',
-           'packable_layers', 'packing_pays', 'with_packed_layers', 'draw_from_top', 'draws_quickly', 'RoomyLayer',
+           'packable_layers', 'packing_pays', 'with_packed_layers', 'DrawFromTop', 'draws_quickly', 'RoomyLayer',
            'cache_name', 'roomy_cache', 'cached', 'room_works', 'cache_layers', 'only_keys_and_values', 'halve_cache',
            'halving_works', 'goes_on_in_bf16']
 
@@ -17,8 +17,8 @@ import math
 from functools import wraps
 
 import torch
-from fastcore.basics import patch
-from transformers import Cache, DynamicCache
+from fastcore.basics import patch, store_attr
+from transformers import Cache, DynamicCache, LogitsProcessor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.pytorch_utils import Conv1D
 
@@ -69,8 +69,9 @@ class PackedLinear(torch.nn.Module):
         self.rows, self.linear = rows, layer
         weight = layer.weight.detach()
         is_linear = isinstance(layer, torch.nn.Linear)
-        self.outputs_first = weight if is_linear else weight.t().contiguous()
-        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(self.outputs_first, rows)
+        self.outputs_first = weight if is_linear else weight.t()
+        pack = torch.ops.mkl._mkl_reorder_linear_weight
+        self.packed = pack(self.outputs_first.contiguous(), rows)
 
     @property
     def weight(self):
@@ -138,22 +139,24 @@ def with_packed_layers(
     return new
 
 # %% ../../nbs/model/inference.ipynb #628731e3
-def draw_from_top(
-    temperature: float, # as for `generate`
-    top_k: int, # as for `generate`; not 0
-    top_p: float, # as for `generate`
-    stop: list[int], # the tokens that end a text
-    first_stop: int, # with fewer tokens than this, a text may not end
-): # (input_ids, scores) → scores
+class DrawFromTop(LogitsProcessor):
     "A logits processor that draws: the token drawn is left with 0, all others with -inf"
-    def draw(input_ids, scores):
-        if input_ids.shape[1] < first_stop:
-            scores[:, stop] = -math.inf
-        likeliest, ids = scores.float().topk(min(top_k, scores.shape[-1]))
-        probabilities = sampling_probabilities(likeliest, temperature, top_p=top_p)
+    def __init__(self,
+        temperature: float, # as for `generate`
+        top_k: int, # as for `generate`; not 0
+        top_p: float, # as for `generate`
+        stop: list[int], # the tokens that end a text
+        first_stop: int, # with fewer tokens than this, a text may not end
+    ):
+        store_attr()
+
+    def __call__(self, input_ids, scores):
+        if input_ids.shape[1] < self.first_stop:
+            scores[:, self.stop] = -math.inf
+        likeliest, ids = scores.float().topk(min(self.top_k, scores.shape[-1]))
+        probabilities = sampling_probabilities(likeliest, self.temperature, top_p=self.top_p)
         drawn = torch.multinomial(probabilities, 1)
         return torch.full_like(scores, -math.inf).scatter_(1, ids.gather(1, drawn), 0)
-    return draw
 
 # %% ../../nbs/model/inference.ipynb #e1bea3a4
 before_drawing = {
@@ -165,7 +168,7 @@ before_drawing = {
 def draws_quickly(
     options: dict, # for `clean_config`
 ) -> bool:
-    "Whether these options ask for no more than `draw_from_top` does"
+    "Whether these options ask for no more than `DrawFromTop` does"
     known = {"max_new_tokens", "do_sample", "num_beams", "temperature", "top_k", "top_p"}
     asked = {name for name, value in options.items()
              if name == "eos_token_id" or value not in (None, False)}
@@ -193,7 +196,7 @@ def make_room(
         for room, known in zip(self.room, (self.keys, self.values)):
             room[..., :old, :] = known
 
-
+# %% ../../nbs/model/inference.ipynb #61fa2c8d
 @patch
 def update(self: RoomyLayer, key_states, value_states, *args, **kwargs):
     "Keep the keys and values of new tokens; (keys, values) of all"

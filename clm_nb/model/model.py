@@ -23,7 +23,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from ..progress import few_lines
-from ..data.hub import base_model_folder, base_or_other, first_line, local_or_hub
+from ..data.files import first_line
+from ..data.hub import base_model_folder, base_or_other, local_or_hub
 from .device import device_and_precision
 
 # %% ../../nbs/model/model.ipynb #0ece2e4f
@@ -70,6 +71,8 @@ def new_model(
 ): # `PreTrainedModel`, float32, in eval mode
     "A model from scratch"
     kwargs = by_todays_names(kwargs)
+    if kwargs["dtype"] == "auto":
+        kwargs["dtype"] = torch.float32 # new weights have no type of their own
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, **kwargs)

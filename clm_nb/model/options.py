@@ -6,13 +6,15 @@ Docs: https://clm-nb.github.io/clm_nb/model/options.html.md"""
 
 # %% auto #0
 __all__ = ['is_count', 'is_number', 'usable_options', 'check_options', 'stop_list', 'other_options', 'cut_behind', 'check_prompt',
-           'prompt_list', 'check_finite', 'finite_scores']
+           'prompt_list', 'check_finite', 'FiniteScores']
 
 # %% ../../nbs/model/options.ipynb #imports
 from collections.abc import Iterable
 from numbers import Integral, Real
 
 import torch
+from fastcore.basics import basic_repr
+from transformers import LogitsProcessor
 
 # %% ../../nbs/model/options.ipynb #8d1b7514
 def is_count(value) -> bool:
@@ -125,7 +127,7 @@ def check_prompt(
 def prompt_list(
     prompt, # a text, or several
 ) -> list[str]:
-    "The prompts, checked"
+    "A list of the prompts, each of them checked"
     alone = isinstance(prompt, (str, bytes, dict)) or not isinstance(prompt, Iterable)
     prompts = [prompt] if alone else list(prompt)
     for each in prompts:
@@ -143,7 +145,10 @@ def check_finite(
                          "checkpoint, or the model it was trained from.")
 
 
-def finite_scores(input_ids, scores):
+class FiniteScores(LogitsProcessor):
     "`check_finite` in the form that `model.generate` takes, a logits processor"
-    check_finite(scores)
-    return scores
+    __repr__ = basic_repr()
+
+    def __call__(self, input_ids, scores):
+        check_finite(scores)
+        return scores

@@ -21,8 +21,8 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 
 from ..data.tokenizer import document_affixes
 from .model import context_length, evaluating
-from .causal import check_causal
-from .options import check_finite, check_options, check_prompt, finite_scores
+from .causal import check_causal, check_model
+from .options import check_finite, check_options, check_prompt, FiniteScores
 from .options import other_options
 
 # %% ../../nbs/model/sampling.ipynb #1a165d3d
@@ -185,6 +185,10 @@ def stop_ids(
     tokenizer, # its tokenizer
 ) -> list[int]: # empty where the tokenizer has no EOS
     "What ends a text: EOS, and the others of the model's `generation_config` if EOS is one of them"
+    check_model(model)
+    if not hasattr(tokenizer, "eos_token_id"):
+        raise TypeError(f"tokenizer= is of the type {type(tokenizer).__name__}. Give a tokenizer, "
+                        "for example load_tokenizer('python-docs-gpt2').")
     named, eos = model.generation_config.eos_token_id, tokenizer.eos_token_id
     if isinstance(named, list) and eos in named:
         return named
@@ -205,7 +209,7 @@ def clean_config(
     "A `GenerationConfig` with these options and no others"
     check_options(max_new_tokens, do_sample, temperature, top_k, top_p, num_beams)
     kwargs = other_options(tokenizer, **kwargs)
-    kwargs["logits_processor"] = [finite_scores, *kwargs.get("logits_processor", [])]
+    kwargs["logits_processor"] = [FiniteScores(), *kwargs.get("logits_processor", [])]
     stop = stop_ids(model, tokenizer)
     pad = next(i for i in (tokenizer.pad_token_id, *stop, 0) if i is not None)
     sampling = dict(temperature=temperature, top_k=top_k, top_p=top_p) if do_sample else {}

@@ -66,7 +66,7 @@ def rows_of_texts(
 def check_mask(
     mask, # (…, tokens) array or tensor; 1 for text, 0 for padding
 ):
-    "`ValueError` where padding stands before text"
+    "`ValueError` where padding comes before text"
     if (mask[..., 1:] > mask[..., :-1]).any():
         raise ValueError("attention_mask has padding before text. Pad rows on the right.")
 

@@ -25,10 +25,14 @@ import torch
 from fastcore.basics import patch
 from transformers import TrainerCallback
 
+from ..data.objects import training_splits
+from ..data.tokenizer import check_tokenizer
 from ..model.device import keep_freed_memory
 from ..model.model import check_fit
+from ..model.causal import check_causal
 from ..model.sampling import own_rng
-from .settings import fit_batch, training_arguments, training_settings
+from .settings import bring_weights, fit_batch
+from .settings import training_arguments, training_settings
 from .trainer import make_trainer
 
 # %% ../../nbs/training/lr_finder.ipynb #9c153918
@@ -105,7 +109,7 @@ def _restore(model, before: dict) -> None:
     model.to(before["device"])
     with torch.no_grad():
         for name, tensor in _tensors(model):
-            tensor.copy_(before["values"][name])
+            tensor.data = before["values"][name].to(before["device"]) # in its own type
     for parameter, grad in before["grads"]:
         parameter.grad = grad
     for module, flag, value in before["modes"]:
@@ -226,6 +230,7 @@ def find_lr(
     end: float = 1.0, # the last one, where the loss doesn't explode before
     steps: int = 100, # from `start` to `end`
     exact_loss: bool = True, # as for `train`
+    dtype="float32", # of the weights, as for `train`
     **training_args, # as for `train`: batch size, weight decay, optimiser, precision, seed, …
 ) -> LRFinder:
     "A sweep over learning rates, and which one it suggests"
@@ -233,11 +238,15 @@ def find_lr(
         raise ValueError(f"start={start}, end={end} is no range. Use e.g. start=1e-6, end=1.0.")
     if steps < 20:
         raise ValueError(f"steps={steps} is too few to see a curve. Use 20 or more, e.g. 100.")
+    check_causal(model)
+    check_tokenizer(tokenizer)
+    blocks = training_splits(blocks, model.get_input_embeddings().weight.shape[0])
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
     rates, settings = np.geomspace(start, end, steps).tolist(), _sweep_settings(training_args)
     with _put_back(model):
-        seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
-    with _put_back(model):
+        bring_weights(model, dtype)
+        with _put_back(model):
+            seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
         zeros = [0.0]*len(seen.losses)
         untrained = _sweep(model, blocks, tokenizer, settings, zeros, exact_loss).losses
     n = len(untrained)

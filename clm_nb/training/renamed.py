@@ -56,8 +56,8 @@ of_scripts = {
     "use_auth_token": "Use token",
     "cache_dir": "Set the environment variable HF_HOME",
     "use_fast_tokenizer": "Leave it out: only fast tokenizers are used",
-    "torch_dtype": "Leave it out: weights are float32, and bf16=True or False decides what is "
-                   "computed in bf16",
+    "torch_dtype": "Use dtype, or leave it out: weights are trained in float32, and bf16=True or "
+                   "False decides what is computed in bf16",
     "low_cpu_mem_usage": "Leave it out: weights are loaded that way anyway",
     "trust_remote_code": "Leave it out: no code from the Hub is run",
     "model_type": "Use config_name, the config of a new model",

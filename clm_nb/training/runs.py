@@ -22,10 +22,9 @@ from huggingface_hub import ModelCardData
 from ..ledger import Ledger, ledger_to_dict
 from ..data.whole import leftovers, written_whole
 from ..data.cache import made_by
-from ..data.files import is_path
+from ..data.files import first_line, is_path
 from ..data.secrets import without_secrets
 from ..data.valid_json import to_json
-from ..data.hub import first_line
 from ..model.device import device_and_precision
 
 # %% ../../nbs/training/runs.ipynb #runs-log
@@ -40,6 +39,8 @@ def check_output_dir(
     model=None, # the model to be trained
 ) -> Path:
     "The run folder, new, empty, or of an earlier run; `ValueError` where it isn't"
+    if not isinstance(output_dir, (str, os.PathLike)):
+        raise TypeError(f"output_dir is of the type {type(output_dir).__name__}. Name a folder.")
     path = Path(output_dir).expanduser()
     if path.exists() and not path.is_dir():
         raise ValueError(f"output_dir={output_dir} is a file. Name a folder.")
@@ -61,7 +62,7 @@ def write_run(
     **entries, # what to write down
 ):
     "Add entries to the folder's `run.json`, all of them or none"
-    path = Path(folder)/"run.json"
+    path = Path(folder).expanduser()/"run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {}
     if path.exists() and not new_run:
@@ -146,7 +147,7 @@ def describe_run(
 
 # %% ../../nbs/training/runs.ipynb #7eaf8e34
 def card_link(
-    name: str | None, # of a model or a data set
+    name: str | dict | None, # of a model or a data set; {split: file}
 ) -> str | None: # what the Hub can link to
     "The name, if it is one on the Hub"
     if not isinstance(name, str) or is_path(name) or name.startswith("python-docs"):
@@ -163,7 +164,7 @@ def last_name(
 
 
 def card_name(
-    name, # of a model, a data set or a folder; or {split: path}
+    name: str | dict, # of a model, a data set or a folder; {split: file}
 ) -> str: # one line, without backticks
     "A name as it stands in the card"
     if isinstance(name, dict):
@@ -199,7 +200,7 @@ def write_card(
     folder, # the run folder, with its `run.json`
 ):
     "Write the model card, `README.md`: what the model was made of, how, and what came of it"
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     run = json.loads((folder/"run.json").read_bytes())
     source = run["source"]
     base, data = source.get("model_name_or_path"), source.get("dataset_name")

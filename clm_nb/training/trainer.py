@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, TrainingArguments
 
 from ..collate import BlockRows, CausalCollator
+from ..model.activation import fused_gelu
 from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
@@ -209,7 +210,7 @@ def restore(self:CausalTrainer, progress):
 @patch
 def train(self:CausalTrainer, resume_from_checkpoint=None, **kwargs):
     "Train, without logits where the model allows it"
-    with step_loss(self.model, self.args) as self.fused:
+    with fused_gelu(self.model), step_loss(self.model, self.args) as self.fused:
         try:
             return super(CausalTrainer, self).train(resume_from_checkpoint, **kwargs)
         finally:
@@ -256,11 +257,12 @@ def eos_masking_collator(
 # %% ../../nbs/training/trainer.ipynb #89ae4bbe
 def _counting(blocks, tokenizer, args: TrainingArguments, exact_loss: bool) -> tuple:
     "(kind of trainer, collator, rows)"
+    ours = CausalCollator(filling_token(tokenizer))
     if not exact_loss:
-        return RunTrainer, eos_masking_collator(tokenizer), blocks
+        labelled = any("labels" in part.column_names for part in blocks.values())
+        return RunTrainer, ours if labelled else eos_masking_collator(tokenizer), blocks
     kind = CausalTrainer if counting_works(CausalTrainer, args) else RunTrainer
-    rows = {split: BlockRows.of(part) for split, part in blocks.items()}
-    return kind, CausalCollator(filling_token(tokenizer)), rows
+    return kind, ours, {split: BlockRows.of(part) for split, part in blocks.items()}
 
 # %% ../../nbs/training/trainer.ipynb #make-code
 def make_trainer(

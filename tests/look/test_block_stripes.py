@@ -1,16 +1,9 @@
 "Blocks as stripes: segments in proportion to tokens"
-import re
-from xml.etree import ElementTree
-
 from clm_nb.look.blocks import show_blocks
 import tiny
+from drawings import rects
 
 tokenizer = tiny.tokenizer()
-
-
-def rects(html):
-    svg = ElementTree.fromstring(re.search(r"<svg.*?</svg>", html, re.S)[0])
-    return svg, [r.attrib for r in svg.iter("rect")]
 
 
 def test_stripes_are_in_proportion_to_tokens():

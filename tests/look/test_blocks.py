@@ -2,16 +2,13 @@
 import re
 
 import datasets, pytest
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict
 from clm_nb.look.blocks import show_blocks
 import tiny
+from tiny import split_of
 
 datasets.disable_progress_bars()
 tokenizer = tiny.tokenizer()
-ragged = Features(input_ids=List(Value("int32")))
-
-
-def split_of(lists): return Dataset.from_dict({"input_ids": lists}, features=ragged)
 
 
 def test_the_tutorials_side_has_no_eos_and_drops_at_each_batch():

@@ -1,20 +1,17 @@
 "Where every token went, against `group` itself and plain Python"
 import datasets
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import DatasetDict
 from hypothesis import given, settings, strategies as st
 from clm_nb.look.cutting import cut_documents, line_parts
 from clm_nb.group import group
 from clm_nb.ledger import Ledger
 import tiny
+from tiny import split_of
 
 datasets.disable_progress_bars()
 eos, tokenizer = 0, tiny.tokenizer()
-ragged = Features(input_ids=List(Value("int32")))
 documents = st.lists(st.lists(st.integers(1, 399), max_size=12), min_size=1, max_size=12).filter(lambda d: sum(map(len, d)) > 12)
 quick = settings(max_examples=40, deadline=None)
-
-
-def split_of(lists): return Dataset.from_dict({"input_ids": lists}, features=ragged)
 
 
 def places(lists):

@@ -9,15 +9,11 @@ from clm_nb.look.flow import flow_bars, ledger_flow
 from clm_nb.group import group
 from clm_nb.ledger import Ledger
 import tiny
+from drawings import rects
 
 datasets.disable_progress_bars()
 tokenizer = tiny.tokenizer()
 quick = settings(max_examples=40, deadline=None)
-
-
-def rects(html):
-    svg = ElementTree.fromstring(re.search(r"<svg.*?</svg>", html, re.S)[0])
-    return svg, [r.attrib for r in svg.iter("rect")]
 
 
 counts = st.integers(0, 50)

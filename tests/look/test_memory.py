@@ -24,7 +24,7 @@ def test_finetune_keeps_no_model_that_nobody_holds(tmp_path):
     "The report shows base and tuned model in an explorer"
     from clm_nb.core import finetune
     from transformers import GPT2LMHeadModel
-    def alive(): return sum(issubclass(type(o), GPT2LMHeadModel) for o in gc.get_objects()) # a dead proxy has no class to ask
+    def alive(): return sum(isinstance(o, GPT2LMHeadModel) for o in gc.get_objects()) # nothing is left that can't be asked
     (tmp_path/"corpus.jsonl").write_text("".join(json.dumps(dict(text=f"The {n}th line of a small corpus.")) + "\n" for n in range(60)), encoding="utf-8")
     gpt2().save_pretrained(tmp_path/"model"), tokenizer().save_pretrained(tmp_path/"model")
     counts = []

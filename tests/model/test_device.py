@@ -7,6 +7,7 @@ from transformers import TrainingArguments
 import clm_nb.generate, clm_nb.model.device
 from clm_nb.generate import generate, stream
 from clm_nb.perplexity import perplexity
+from clm_nb.probe import tell
 from clm_nb.training.lr_finder import find_lr
 from clm_nb.model.device import best_device, device_and_precision, grants_bf16, has_bf16, matmul_rate
 from clm_nb.training.settings import fit_batch, training_settings
@@ -21,10 +22,10 @@ def test_the_rate_of_products_is_a_rate_and_measured_once():
 
 
 @pytest.fixture
-def machine(monkeypatch, capsys):
+def machine(monkeypatch, caplog, capsys):
     "A machine as it is described: `machine(bf16=…, gpu=…, fp16=…, kernels=…)`; `machine.said()` is what the user was told"
     def forget():
-        for function in (clm_nb.model.device._say, clm_nb.model.device.cuda_runs, clm_nb.model.device._fp16_pays): function.cache_clear()
+        for function in (tell, clm_nb.model.device.cuda_runs, clm_nb.model.device._fp16_pays): function.cache_clear()
     def be(bf16=False, gpu=None, fp16=1.0, error=None):
         "A GPU by its name; how fast fp16 is beside float32; what the first kernel raises"
         def run_a_kernel():
@@ -36,7 +37,11 @@ def machine(monkeypatch, capsys):
         monkeypatch.setattr(clm_nb.model.device, "_run_a_kernel", run_a_kernel)
         everywhere(monkeypatch, clm_nb.model.device, "matmul_rate", lambda device, dtype: fp16 if dtype == torch.float16 else 1.0)
         forget()
-    be.said = lambda: capsys.readouterr().err.splitlines()
+    def said():
+        lines = caplog.messages + capsys.readouterr().err.splitlines()
+        caplog.clear()
+        return lines
+    be.said = said
     monkeypatch.delenv("CLM_NB_PRECISION", raising=False)
     forget()
     yield be

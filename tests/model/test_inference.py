@@ -20,14 +20,14 @@ def fast_bf16(monkeypatch): everywhere(monkeypatch, clm_nb.model.device, "has_bf
 
 @needs_bf16
 def test_large_models_draw_from_a_bf16_copy_and_stay_as_they_are(fast_bf16, counted):
-    for module, name in ((clm_nb.model.inference, "in_bf16"), (clm_nb.model.inference, "draw_from_top")): counted(module, name)
+    for module, name in ((clm_nb.model.inference, "in_bf16"), (clm_nb.model.inference, "DrawFromTop")): counted(module, name)
     model, tok = large(), tokenizer()
     before = parameters(model).clone()
     options = dict(max_new_tokens=12, seed=1)
     text = generate(model, tok, "The", **options)
     assert text == generate(model, tok, "The", **options) == "The" + "".join(stream(model, tok, "The", **options))
     assert text != generate(model, tok, "The", max_new_tokens=12, seed=2)
-    assert counted.calls == dict(in_bf16=4, draw_from_top=4)
+    assert counted.calls == dict(in_bf16=4, DrawFromTop=4)
     assert generate(model, tok, ["The"]*2, **options)[0] != "The"
     assert text == generate(model.train(), tok, "The", **options) and model.training
     assert model.dtype == torch.float32 and torch.equal(parameters(model), before)
@@ -37,7 +37,7 @@ def test_large_models_draw_from_a_bf16_copy_and_stay_as_they_are(fast_bf16, coun
         generate(model, tok, "The", max_new_tokens=3, **one)
     assert not counted.calls
     generate(gpt2(), tok, "The", max_new_tokens=3)
-    assert counted.calls == dict(draw_from_top=1)
+    assert counted.calls == dict(DrawFromTop=1)
 
 
 @needs_bf16
@@ -92,10 +92,10 @@ def test_greedy_and_beams_of_a_large_model_are_those_of_transformers(beams, fast
     (dict(top_k=0), False), (dict(min_p=0.1), False), (dict(typical_p=0.5), False), (dict(num_beams=2), False),
     (dict(do_sample=False), False), (dict(eta_cutoff=1e-3), False), (dict(renormalize_logits=True), False)])
 def test_only_what_the_quick_draw_knows_goes_that_way(options, quick, bf16, counted):
-    for module, name in ((clm_nb.model.inference, "draw_from_top"), (clm_nb.model.inference, "in_bf16")): counted(module, name)
+    for module, name in ((clm_nb.model.inference, "DrawFromTop"), (clm_nb.model.inference, "in_bf16")): counted(module, name)
     model, tok = gpt2(), tokenizer()
     texts = generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=bf16, seed=1, **options)
-    assert counted.calls == (dict(in_bf16=1) if bf16 else {}) | (dict(draw_from_top=1) if quick else {}) and len(texts) == 2
+    assert counted.calls == (dict(in_bf16=1) if bf16 else {}) | (dict(DrawFromTop=1) if quick else {}) and len(texts) == 2
     assert texts == generate(model, tok, ["The", "def f(x)"], max_new_tokens=5, bf16=bf16, seed=1, **options)
 
 
@@ -105,7 +105,7 @@ def test_the_quick_draw_draws_what_sampling_probabilities_says(options):
     torch.manual_seed(0)
     logits = 2*torch.randn(400)
     expected = sampling_probabilities(logits[None], *options)[0].double()
-    draw = clm_nb.model.inference.draw_from_top(*options, stop=[], first_stop=0)
+    draw = clm_nb.model.inference.DrawFromTop(*options, stop=[], first_stop=0)
     scores = draw(torch.zeros(20_000, 3), logits.expand(20_000, 400))
     assert scores.shape == (20_000, 400) and (scores.isfinite().sum(1) == 1).all()
     found = scores.isfinite().double().mean(0)

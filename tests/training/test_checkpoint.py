@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest, torch
 from transformers import TrainerCallback
-from clm_nb.data.whole import fault, leftovers
+from clm_nb.data.whole import leftovers
 from clm_nb.model.model import load_model
 from clm_nb.training.checkpoint import checkpoint_fault, newest_whole, read_list, seal
 from clm_nb.training.diverged import TrainingDiverged
-from clm_nb.training.hold import hold
 from clm_nb.training.resume import RunFinished, read_run
 from clm_nb.training.stop import TrainingStopped
 from clm_nb.train import train
 from conftest import python
 from faults import Trials, without_times
-from test_train import blocks, contents, make_blocks, parameters, run
+from short_runs import make_blocks, parameters
+from test_train import blocks, contents, run
 from tiny import gpt2, llama, patience, tokenizer
 
 steps = dict(max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=2, eval_steps=4, seed=1)
@@ -292,7 +292,7 @@ def test_the_best_checkpoint_is_found_and_kept(tmp_path):
 little_memory = """
 import resource, sys
 from test_train import *
-model, data = gpt2(n_positions=256, n_embd=64), DatasetDict(train=make_blocks(256, 256), test=make_blocks(4, 256))
+model, data = gpt2(n_positions=256, n_embd=64), DatasetDict(train=make_blocks(rows=256, block=256), test=make_blocks(rows=4, block=256))
 def allocate(layer, args, given):
     if len(given["input_ids"] if "input_ids" in given else args[0]) > 64:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "

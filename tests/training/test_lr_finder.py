@@ -5,11 +5,11 @@ from pathlib import Path
 import datasets, numpy as np, pytest, torch
 from datasets import DatasetDict
 from clm_nb.training.lr_finder import LRFinder, find_lr, suggest_lr
-from test_train import make_blocks
+from short_runs import make_blocks
 from tiny import families, gpt2, needs_bf16, tokenizer
 
 datasets.disable_progress_bars()
-blocks = DatasetDict(train=make_blocks(8))
+blocks = DatasetDict(train=make_blocks(rows=8))
 quick = dict(per_device_train_batch_size=8, bf16=False, use_cpu=True, steps=20)
 
 
@@ -33,7 +33,7 @@ def test_the_losses_are_those_of_a_plain_loop(family):
 
 
 def test_batches_and_dropout_are_the_same_without_learning():
-    data = DatasetDict(train=make_blocks(100))
+    data = DatasetDict(train=make_blocks(rows=100))
     still = find_lr(gpt2(dropout=0.2), data, tokenizer(), 1e-30, 1e-29, **quick | dict(per_device_train_batch_size=2))
     assert still.raw == still.untrained and len(set(still.raw)) == 20 and not still.diverged
     with pytest.raises(ValueError, match="No learning rate from 1.0e-30 to 1.0e-29 lowered the loss"): still.suggestion

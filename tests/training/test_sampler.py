@@ -6,7 +6,8 @@ import clm_nb.training.sampler
 from clm_nb.generate import generate
 from clm_nb.model.model import load_model
 from clm_nb.training.sampler import Sampler
-from test_train import losses, parameters, run
+from short_runs import losses, parameters
+from test_train import run
 from tiny import bf16_or_not, families, gpt2, tokenizer
 
 prompt = "The quick"

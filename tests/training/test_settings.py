@@ -1,13 +1,18 @@
 "The batch that fits, whatever the memory: the rows of a step stay, and all else is as it was"
+import json
+
 import pytest, torch
+from datasets import DatasetDict
 from transformers import TrainingArguments
 import clm_nb.model.loss, clm_nb.training.plan, clm_nb.training.settings
 from clm_nb.model.loss import linear_cross_entropy
 from clm_nb.training.amounts import limits
-from clm_nb.training.settings import fit_batch, training_arguments, training_settings
+from clm_nb.model.model import load_model
+from clm_nb.training.lr_finder import find_lr
+from clm_nb.training.settings import bring_weights, fit_batch, training_arguments, training_settings
 from clm_nb.train import train
-from short_runs import parameters, run
-from tiny import gpt2
+from short_runs import make_blocks, parameters, run
+from tiny import auto, gpt2, tokenizer
 
 
 def arguments(tmp_path, batch=12, accumulation=1, **kwargs):
@@ -108,3 +113,74 @@ def test_what_no_training_can_have_is_one_line_with_a_next_step(name, value, tmp
     with pytest.raises(ValueError, match="Use a number|Use 1 or more|--help_training") as error:
         training_arguments(tmp_path/"run", **training_settings(**{name: value}))
     assert "\n" not in str(error.value) and len(str(error.value)) < 600 and not (tmp_path/"run").exists()
+
+
+def types(model): return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
+
+
+def moved(model, before): return (parameters(model) != before.to(parameters(model).dtype)).float().mean().item()
+
+
+tutorial = dict(max_steps=20, learning_rate=2e-5, optim="adamw_torch", weight_decay=0.01)
+
+
+@pytest.mark.parametrize("kind,short", [("GPT2", torch.bfloat16), ("GPT2", torch.float16), ("Qwen2", torch.bfloat16), ("Mamba", torch.bfloat16)])
+def test_nearly_all_weights_move_whatever_type_the_model_comes_in(kind, short, tmp_path, caplog):
+    "In bf16, a step of 2e-5 would leave nearly all of them; it is the object that was given, and it is saved as it was trained"
+    model = tiny_of(kind).to(short)
+    before, objects = parameters(model).clone(), list(map(id, model.parameters()))
+    trainer = run(tmp_path/"run", model, **tutorial)
+    assert trainer.model is model and list(map(id, model.parameters())) == objects
+    assert moved(model, before) > 0.95 and types(model) == {"float32"}
+    said = [r.message for r in caplog.records if "saved in float32" in r.message]
+    assert len(said) == 1 and said[0].count("\n") == 0 and str(short).removeprefix("torch.") in said[0] and "dtype='auto'" in said[0]
+    assert types(load_model(tmp_path/"run", dtype="auto")) == {"float32"}
+    assert json.loads((tmp_path/"run/config.json").read_bytes())["dtype"] == "float32"
+
+
+def tiny_of(kind): return gpt2() if kind == "GPT2" else auto(kind)
+
+
+def test_told_so_weights_are_trained_in_bf16(tmp_path, caplog):
+    for number, (dtype, model) in enumerate([("auto", gpt2().bfloat16()), ("bfloat16", gpt2()), (torch.bfloat16, gpt2().bfloat16())]):
+        before = parameters(model).clone()
+        run(tmp_path/f"{number}", model, dtype=dtype, **tutorial | dict(max_steps=5))
+        assert types(model) == {"bfloat16"} and moved(model, before) < 0.9
+        assert types(load_model(tmp_path/f"{number}", dtype="auto")) == {"bfloat16"}
+    said = [r.message for r in caplog.records if "saved in bfloat16" in r.message]
+    assert len(said) == 3 and all("2e-05" in line and "dtype='float32'" in line for line in said)
+
+
+@pytest.mark.parametrize("dtype,model", [("float16", gpt2()), (torch.float16, gpt2()), ("auto", gpt2().half()), ("int8", gpt2()),
+                                         (None, gpt2()), (3, gpt2())], ids=str)
+def test_a_type_that_nothing_is_trained_in_is_refused_before_anything_is_written(dtype, model, tmp_path):
+    was = types(model)
+    with pytest.raises(ValueError, match="no type that weights are trained in. Use 'float32', 'bfloat16', or 'auto'"):
+        run(tmp_path/"run", model, dtype=dtype)
+    assert types(model) == was and not (tmp_path/"run").exists()
+
+
+def test_weights_of_32_bits_and_frozen_ones_stay_as_they_are(tmp_path, caplog):
+    model = gpt2()
+    model.transformer.bfloat16().requires_grad_(False)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().float())
+    bring_weights(model)
+    assert types(model) == {"bfloat16", "float32"}
+    bring_weights(double := gpt2().double())
+    assert types(double) == {"float64"} and not caplog.records
+
+
+def test_the_users_own_optimizer_moves_the_weights_that_were_brought(tmp_path):
+    model = gpt2().bfloat16()
+    before, optimizer = parameters(model).clone(), torch.optim.AdamW(model.parameters(), lr=2e-5)
+    run(tmp_path/"run", model, optimizer=optimizer, **tutorial | dict(lr_scheduler_type="constant"))
+    assert moved(model, before) > 0.95
+
+
+def test_a_sweep_is_made_in_float32_and_gives_the_model_back_in_bf16():
+    settings = dict(per_device_train_batch_size=8, bf16=False, use_cpu=True, steps=20, start=1e-4, end=1e-2)
+    data, model = DatasetDict(train=make_blocks()), gpt2().bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = find_lr(model, data, tokenizer(), **settings)
+    assert all(torch.equal(before[name], tensor) and before[name].dtype == tensor.dtype for name, tensor in model.state_dict().items())
+    assert found.raw == find_lr(gpt2().bfloat16().float(), data, tokenizer(), **settings).raw

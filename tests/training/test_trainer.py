@@ -1,15 +1,17 @@
 "What the trainer measures in the middle of a run and after it, against perplexity and against itself"
-import shutil
+import json, shutil
 
-import pytest, torch
+import datasets, pytest, torch, transformers
 from transformers import TrainerCallback
 import clm_nb.model.loss
 from clm_nb.collate import BlockRows
+from clm_nb.ledger import Ledger, check_ledger
+from clm_nb.look.flow import ledger_flow
 from clm_nb.generate import generate
 from clm_nb.perplexity import perplexity
 from clm_nb.model.loss import linear_losses
-from short_runs import losses, on_disk, make_blocks, run
-from tiny import bf16_or_not, gpt2, llama, tokenizer
+from short_runs import losses, on_disk, make_blocks, run, short
+from tiny import bf16_or_not, families, gpt2, llama, tokenizer
 
 
 @pytest.mark.parametrize("kind", ["full", "padded", "apart"])
@@ -63,3 +65,43 @@ def test_a_compiled_model_has_the_losses_of_the_other(tmp_path, monkeypatch):
     data = make_blocks()
     plain, compiled = (losses(run(tmp_path/str(on), gpt2(n_layer=1), data, torch_compile=on)) for on in (False, True))
     assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def answers(rows=24, block=16, ragged=False):
+    "Rows whose first tokens, a few more in each, are questions; some have padding"
+    data = make_blocks("padded" if ragged else "full", rows, block)
+    def labels(row, i):
+        mask = row.get("attention_mask", [1]*block)
+        return {"labels": [id if m and place > i % 7 else -100 for place, (id, m) in enumerate(zip(row["input_ids"], mask))]}
+    return data.map(labels, with_indices=True)
+
+
+@pytest.mark.parametrize("family", families)
+def test_the_users_own_labels_are_used_in_the_tutorials_way_too(family, tmp_path):
+    "The losses are those of plain transformers, whose collator leaves such labels alone"
+    data = answers()
+    trainer = run(tmp_path/"run", families[family](), data, exact_loss=False, use_cpu=True)
+    args = transformers.TrainingArguments(tmp_path/"plain", report_to="none", use_cpu=True, **short)
+    plain = transformers.Trainer(families[family](), args, transformers.default_data_collator, data)
+    plain.train()
+    assert losses(trainer) == losses(plain) != losses(run(tmp_path/"other", families[family](), data.remove_columns("labels"), exact_loss=False, use_cpu=True))
+
+
+@pytest.mark.parametrize("exact_loss", [True, False])
+@pytest.mark.parametrize("ragged", [False, True])
+def test_the_ledger_counts_what_is_not_learnt(exact_loss, ragged, tmp_path):
+    data, ledger = answers(ragged=ragged), Ledger()
+    run(tmp_path/"run", gpt2(), datasets.DatasetDict(train=data, test=data.select(range(3))), exact_loss=exact_loss, ledger=ledger)
+    for split, part in dict(train=data, test=data.select(range(3))).items():
+        tokens = sum(map(sum, part["attention_mask"])) if ragged else 16*len(part)
+        learnt = sum(label != -100 for row in part["labels"] for label in row)
+        assert ledger["learn", split] == dict(tokens=tokens, learnt=learnt, not_learnt=tokens - learnt) and learnt < tokens
+        assert json.loads((tmp_path/"run/run.json").read_bytes())["ledger"][split]["learn"] == ledger["learn", split]
+    check_ledger(ledger)
+    assert "not learnt" in str(ledger) and "not learnt" in ledger_flow(ledger)._repr_html_()
+    assert f"{ledger['learn', 'train']['not_learnt']:,} not learnt" in str(ledger_flow(ledger))
+
+
+def test_blocks_without_labels_have_nothing_to_count(tmp_path):
+    run(tmp_path/"run", gpt2(), ledger=(ledger := Ledger()))
+    assert not ledger.entries

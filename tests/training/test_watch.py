@@ -11,7 +11,8 @@ from clm_nb.core import finetune
 from clm_nb.training.charts import loss_curve
 from clm_nb.training.watch import LiveTraining
 from conftest import answer, python, ranks
-from test_train import losses, parameters, run
+from short_runs import losses, parameters
+from test_train import run
 
 datasets.disable_progress_bars()
 prompt = "The quick"
