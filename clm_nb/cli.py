@@ -18,10 +18,10 @@ from pathlib import Path
 from .data.valid_json import to_json
 from .probe import version_lines
 from .training.waiting import waiting
-from .look.token_text import printable
+from .look.token_text import plain_text, printable
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
 from .arguments import PerplexityArguments, about, command_parser, data_source, defaults
-from .arguments import flag, plain_output, plain_text
+from .arguments import flag, plain_output
 from .training_commands import demo_command, demo_parser, train_command, train_parser
 
 # %% ../nbs/10_cli.ipynb #cf3169d8
