@@ -13,13 +13,12 @@ __all__ = ['about', 'boolean', 'number', 'flag', 'plain_letters', 'plain_output'
 import argparse
 import codecs
 import json
-import logging
 import re
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from .look.token_text import plain_record, plain_text
+from .look.token_text import plain_text
 from .training.renamed import optimizers, today
 
 # %% ../nbs/arguments.ipynb #38bbcf02
@@ -79,8 +78,7 @@ codecs.register_error("plain", plain_letters)
 
 # %% ../nbs/arguments.ipynb #plain-output
 def plain_output() -> None:
-    "From now on, no letter that is printed ends the program, and a warning shows no secret"
-    logging.getLogger("clm_nb").addFilter(plain_record)
+    "From now on, no letter that is printed ends the program"
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
@@ -111,8 +109,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str): # what is wrong
         "End with exit status 2"
         advice = flag_advice(message, self.format_help())
-        said = plain_text(f"{message}{advice}")
-        self.exit(2, f"{self.prog}: {said}. See {self.prog} --help.\n")
+        self.exit(2, plain_text(f"{self.prog}: {message}{advice}. See {self.prog} --help.\n"))
 
 # %% ../nbs/arguments.ipynb #9cc32a56
 def command_parser(

@@ -15,7 +15,6 @@ from pathlib import Path
 from .arguments import DataArguments, ModelArguments, RunArguments, ScratchArguments
 from .look.token_text import plain_text
 from .arguments import about, command_parser, data_source, file_flags, parse_training
-from .arguments import plain_text
 
 # %% ../nbs/training_commands.ipynb #0933db0b
 _training_flags = (
