@@ -69,8 +69,7 @@ def plain_letters(
     error: UnicodeEncodeError, # where an encoding has no such letters
 ) -> tuple[str, int]: # (what is written instead, where to go on)
     "What `codecs` asks for when a letter can't be written"
-    lacking = error.object[error.start:error.end]
-    plain = [_plain.get(letter, letter) for letter in lacking]
+    plain = [_plain.get(letter, letter) for letter in error.object[error.start:error.end]]
     return "".join(plain).encode("ascii", "backslashreplace").decode(), error.end
 
 
