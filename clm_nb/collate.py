@@ -62,8 +62,8 @@ class CausalCollator:
         "`input_ids`, `labels` and `attention_mask` (or `position_ids`), int64, (batch, row)"
         listed = isinstance(rows, (list, tuple, Dataset)) and len(rows) > 0
         if not listed or not isinstance(rows[0], Mapping) or "input_ids" not in rows[0]:
-            raise ValueError("There are no rows with 'input_ids'. Give a list of dicts, as the rows "
-                             "of what group() returns.")
+            raise ValueError("There are no rows with 'input_ids'. Give a list of dicts, as the "
+                             "rows of what group() returns.")
         multiple = self.pad_to_multiple_of or 1
         ids = rectangle(rows, "input_ids", self.pad_token_id, multiple)
         mask = rectangle(rows, "attention_mask", 0, multiple)

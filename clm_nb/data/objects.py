@@ -175,7 +175,7 @@ def check_rows(
             kind = part.features.arrow_schema.field(column).type
             if not hasattr(kind, "value_type") or pa.types.is_nested(kind.value_type):
                 raise wrong_column(part, name, f"a list of numbers in {column!r}")
-            found = map(pc.list_value_length, column_pieces(part, column))
-            if pa.chunked_array(found).combine_chunks() != pa.chunked_array(lengths).combine_chunks():
+            found = pa.chunked_array(map(pc.list_value_length, column_pieces(part, column)))
+            if found.combine_chunks() != pa.chunked_array(lengths).combine_chunks():
                 raise ValueError(f"Split {name!r} has rows whose {column!r} are more or fewer "
                                  "than their 'input_ids'. Give one for each token.")

@@ -213,7 +213,8 @@ def write_report(
 ) -> Path: # of `report.html`
     "Write `report.html` into a run folder; an older one is replaced only by a whole new one"
     if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"folder= is of the type {type(folder).__name__}. Name the folder of a run.")
+        kind = type(folder).__name__
+        raise TypeError(f"folder= is of the type {kind}. Name the folder of a run.")
     folder = Path(folder).expanduser()
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
