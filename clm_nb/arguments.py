@@ -18,6 +18,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from .look.token_text import plain_text
 from .training.renamed import optimizers, today
 
 # %% ../nbs/arguments.ipynb #38bbcf02
@@ -68,8 +69,7 @@ def plain_letters(
     error: UnicodeEncodeError, # where an encoding has no such letters
 ) -> tuple[str, int]: # (what is written instead, where to go on)
     "What `codecs` asks for when a letter can't be written"
-    lacking = error.object[error.start:error.end]
-    plain = [_plain.get(letter, letter) for letter in lacking]
+    plain = [_plain.get(letter, letter) for letter in error.object[error.start:error.end]]
     return "".join(plain).encode("ascii", "backslashreplace").decode(), error.end
 
 
@@ -108,7 +108,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str): # what is wrong
         "End with exit status 2"
         advice = flag_advice(message, self.format_help())
-        self.exit(2, f"{self.prog}: {message}{advice}. See {self.prog} --help.\n")
+        self.exit(2, plain_text(f"{self.prog}: {message}{advice}. See {self.prog} --help.\n"))
 
 # %% ../nbs/arguments.ipynb #9cc32a56
 def command_parser(

@@ -10,6 +10,7 @@ __all__ = ['perplexity_command', 'generate_command', 'app_command', 'cache_comma
 # %% ../nbs/10_cli.ipynb #imports
 import argparse
 import json
+import logging
 import os
 import sys
 from dataclasses import fields
@@ -18,7 +19,7 @@ from pathlib import Path
 from .data.valid_json import to_json
 from .probe import version_lines
 from .training.waiting import waiting
-from .look.token_text import printable
+from .look.token_text import plain_record, plain_text, printable
 from .arguments import DataArguments, GenerateArguments, ModelArguments, Parser
 from .arguments import PerplexityArguments, about, command_parser, data_source, defaults
 from .arguments import flag, plain_output
@@ -278,20 +279,21 @@ def main(
 ) -> int: # exit status: 0, 1 for an error, 2 for wrong usage, 130 when interrupted
     "The command `clm_nb`"
     plain_output()
+    logging.getLogger("clm_nb").addFilter(plain_record)
     argv = sys.argv[1:] if argv is None else list(argv)
     given, rest = _main_parser().parse_known_args(argv)
     try:
         _load(given.command, rest)
         _commands[given.command](rest)
     except KeyboardInterrupt as stopped:
-        print(f"\nclm_nb: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        print(f"\nclm_nb: {plain_text(str(stopped)) or 'interrupted'}", file=sys.stderr)
         return getattr(stopped, "status", 130)
     except BrokenPipeError:
         return _nobody_reads()
     except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
         if given.traceback:
             raise
-        print(f"clm_nb: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"clm_nb: {plain_text(' '.join(str(error).split()))}", file=sys.stderr)
         return 1
     return 0
 

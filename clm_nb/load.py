@@ -16,6 +16,7 @@ from .progress import few_lines
 from .ledger import Ledger
 from .data.files import is_path, read_local, read_slice
 from .data.hub import read_hub
+from .data.secrets import check_no_address
 from .data.python_docs import python_docs
 from .data.split import column_texts, find_text_column, own_splits, split_corpus
 from .data.leaks import remove_leaks, warn_of_leaks
@@ -48,6 +49,7 @@ def read_corpus(
         return read_object(name_or_path, split, sample_by)
     if not str(name_or_path).strip():
         raise ValueError("dataset_name is empty. Give a Hub id, a path, or 'python-docs'.")
+    check_no_address(name_or_path)
     if name_or_path == "python-docs":
         return read_slice(python_docs(name or "task"), split)
     path = Path(name_or_path).expanduser()

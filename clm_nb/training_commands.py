@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from .arguments import DataArguments, ModelArguments, RunArguments, ScratchArguments
+from .look.token_text import plain_text
 from .arguments import about, command_parser, data_source, file_flags, parse_training
 
 # %% ../nbs/training_commands.ipynb #0933db0b
@@ -79,7 +80,7 @@ def _tell(finetune, **given) -> None:
     try:
         run = finetune(**given)
     except RunFinished as finished:
-        print(finished)
+        print(plain_text(str(finished)))
         return
     if given.get("preflight"):
         print(run)

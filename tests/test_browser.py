@@ -214,7 +214,7 @@ def served(folder, *flags):
     with open(Path(folder).parent/"app.err", "w+", encoding="utf-8") as errors:
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
         line = process.stdout.readline()
-        process.address = next(iter(re.findall(r"http://127\.0\.0\.1:\d+/", line)), None)
+        process.address = next(iter(re.findall(r"http://127\.0\.0\.1:\d+/\S*", line)), None)
         assert process.address, Path(errors.name).read_text(encoding="utf-8")
         try: yield process
         finally:

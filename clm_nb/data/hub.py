@@ -21,6 +21,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
 import clm_nb
+from .secrets import check_no_address, without_secrets
 from .files import is_path
 
 # %% ../../nbs/data/hub.ipynb #27a79bcd
@@ -45,7 +46,8 @@ def hub_words(
 ) -> str: # behind a colon; "" where the Hub said nothing
     "What the Hub itself said"
     said = " ".join((getattr(error, "server_message", None) or "").split())
-    return f": {re.sub('hf_[A-Za-z0-9]+', 'hf_…', said)}" if said else ""
+    said = without_secrets(re.sub("hf_[A-Za-z0-9]+", "hf_…", said))
+    return f": {said}" if said else ""
 
 # %% ../../nbs/data/hub.ipynb #20332044
 def refusal(
@@ -150,6 +152,7 @@ def base_or_other(
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"A name is expected, and this is of the type "
                         f"{type(name_or_path).__name__}. Give a Hub id or a folder.")
+    check_no_address(name_or_path)
     if str(name_or_path) == "python-docs-gpt2":
         return base_model_folder()
     if str(name_or_path).startswith("~"):

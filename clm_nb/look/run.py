@@ -26,6 +26,7 @@ from .batch import show_batch
 from .heatmap import loss_map
 from .results import show_results
 from .explorer import NextTokenExplorer
+from .token_text import printable
 
 # %% ../../nbs/look/run.ipynb #7f971aa7
 @dataclass(repr=False)
@@ -83,7 +84,7 @@ def __repr__(self: Run) -> str:
              _indent(self.sample_before), "  after:", _indent(self.sample), "",
              f"Where the time went: {_times(self.seconds)}", f"Run folder: {self.output_dir}",
              f"Report: {self.output_dir/'report.html'}"]
-    return "\n".join(lines + _pushed(self.trainer))
+    return printable("\n".join(lines + _pushed(self.trainer)))
 
 # %% ../../nbs/look/run.ipynb #b0797078
 def _picture(history: list[dict]) -> str:

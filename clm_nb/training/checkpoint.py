@@ -219,6 +219,8 @@ def not_written(
     last, _ = newest_whole(checkpoint.parent)
     kept = f"{last} is whole: make room, and go on from it" if last else "There is none before it"
     why = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    if shutil.disk_usage(checkpoint.parent).free < 2**16: # PyTorch's own error doesn't say so
+        why = "no space is left on the disk"
     return OSError(f"{checkpoint} couldn't be written ({why}). {kept}.")
 
 # %% ../../nbs/training/checkpoint.ipynb #b7ae416d
@@ -246,8 +248,9 @@ def _save_checkpoint(self: CheckpointTrainer, model, trial):
         if self.args.should_save:
             self.finish_checkpoint(aside/checkpoint.name, checkpoint, progress)
     except (OSError, RuntimeError, SafetensorError) as error:
+        told = not_written(checkpoint, error) # while the disk is as full as it was
         remove(aside)
-        raise not_written(checkpoint, error) from error
+        raise told from error
     self.accelerator.wait_for_everyone()
     if self.args.push_to_hub:
         self._push_from_checkpoint(str(checkpoint))

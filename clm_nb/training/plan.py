@@ -10,6 +10,7 @@ __all__ = ['check_training_blocks', 'check_training_run', 'note_learnt', 'Traini
 # %% ../../nbs/training/plan.ipynb #931d0ec3
 from dataclasses import dataclass, field
 from datetime import datetime
+from pickle import UnpicklingError
 
 from fastcore.basics import patch
 from transformers import Trainer
@@ -189,6 +190,9 @@ def train_until_stopped(
     try:
         with self.stop:
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    except UnpicklingError as error:
+        raise ValueError(f"{checkpoint} holds a pickle that could run code, and wasn't opened: the "
+                         "run wrote no such file. Go on from another checkpoint.") from error
     except TrainingDiverged:
         if trainer.is_world_process_zero():
             write_run(trainer.folder, status="diverged")

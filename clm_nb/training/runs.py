@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/runs.html.md"""
 
 # %% auto #0
 __all__ = ['lock_name', 'secret_settings', 'check_output_dir', 'write_run', 'put_files', 'digest', 'check_digests',
-           'describe_run', 'card_link', 'card_name', 'card_table', 'write_card']
+           'describe_run', 'card_link', 'last_name', 'card_name', 'card_table', 'without_folders', 'write_card']
 
 # %% ../../nbs/training/runs.ipynb #imports
 import hashlib
@@ -14,7 +14,8 @@ import json
 import logging
 import os
 import platform
-from pathlib import Path
+import re
+from pathlib import Path, PureWindowsPath
 
 from huggingface_hub import ModelCardData
 
@@ -22,6 +23,7 @@ from ..ledger import Ledger, ledger_to_dict
 from ..data.whole import leftovers, written_whole
 from ..data.cache import made_by
 from ..data.files import first_line, is_path
+from ..data.secrets import without_secrets
 from ..data.valid_json import to_json
 from ..model.device import device_and_precision
 
@@ -148,18 +150,26 @@ def card_link(
     name: str | dict | None, # of a model or a data set; {split: file}
 ) -> str | None: # what the Hub can link to
     "The name, if it is one on the Hub"
-    if not isinstance(name, str) or not name or is_path(name) or name.startswith("python-docs"):
+    if not isinstance(name, str) or is_path(name) or name.startswith("python-docs"):
         return None
     return name
 
 # %% ../../nbs/training/runs.ipynb #df9d12d8
+def last_name(
+    name: str, # of anything
+) -> str: # of a path, what stands behind the last slash
+    "A name without the folders of this machine"
+    is_absolute = PureWindowsPath(name).root or name.startswith("~")
+    return PureWindowsPath(name).name if is_absolute or is_path(name) else name
+
+
 def card_name(
     name: str | dict, # of a model, a data set or a folder; {split: file}
 ) -> str: # one line, without backticks
     "A name as it stands in the card"
     if isinstance(name, dict):
         return ", ".join(map(card_name, name.values()))
-    shown = Path(name).name if is_path(name) else name
+    shown = "".join(c if c.isprintable() else " " for c in last_name(name))
     return " ".join(shown.replace("`", "'").split())
 
 # %% ../../nbs/training/runs.ipynb #c273c463
@@ -174,6 +184,18 @@ def card_table(
     return ["| held out | loss (nats per token) | perplexity |", "| --- | ---: | ---: |", *losses]
 
 # %% ../../nbs/training/runs.ipynb #3aa11ffb
+def without_folders(
+    value, # of settings: dicts, lists, texts and numbers
+): # the same, with last names only
+    "Settings without the folders of this machine"
+    if isinstance(value, dict):
+        return {name: without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    rooted = isinstance(value, str) and (PureWindowsPath(value).root or value.startswith("~"))
+    return last_name(value) if rooted else value
+
+
 def write_card(
     folder, # the run folder, with its `run.json`
 ):
@@ -189,8 +211,11 @@ def write_card(
     story = (f"`{card_name(model)}`, trained on `{card_name(data or 'a local corpus')}` "
              f"with clm_nb {run['clm_nb']}: "
              f"{run['parameters']:,} parameters, blocks of {run['block_size']} tokens.")
-    settings = to_json(run["training_arguments"], indent=2)
-    text = "\n".join(["---", metadata.to_yaml(), "---", "", f"# {card_name(folder.name)}", "",
+    settings = to_json(without_folders(run["training_arguments"]), indent=2)
+    title = card_name(folder.absolute().name)
+    if not re.fullmatch(r"[\w .-]+", title):
+        title = f"`{title}`" # no tag, and no Markdown
+    text = "\n".join(["---", metadata.to_yaml(), "---", "", f"# {title}", "",
                       story, "", *card_table(run), "", "![Loss](loss.png)",
                       "", "## Settings", "", "```json", settings, "```", ""])
     with written_whole(folder/"README.md") as path:

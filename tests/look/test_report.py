@@ -108,3 +108,10 @@ def test_a_view_that_fails_in_the_making_or_the_drawing_is_replaced_by_its_reaso
         page = report_html(run_json(), {"A view": ("About it.", _Shown(make))})
         assert f"Not shown: {reason} {evil}" in "".join(Tags(page).words) and "<script" not in page
     assert _Shown(View)._repr_html_() == "<p>a view</p>"
+
+
+def test_a_perplexity_that_is_infinite_is_a_dash():
+    "`run.json` has null for it"
+    from clm_nb.look.report import measured_row
+    row = measured_row("after", dict(perplexity=None, loss=None, interval=[1.0, None], tokens=3))
+    assert row == ["after training", "–", "–", "–", "3"]

@@ -1,5 +1,6 @@
 "The page of `clm_nb app` without a browser: what it shows, what it refuses, how it starts and ends"
 import json, os, re, signal, socket, subprocess, sys, threading, urllib.error, urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_the_kernel_is_this_interpreter(tmp_path, monkeypatch):
 
 
 def test_only_loopback():
-    settings = voila_settings(1234, "x.ipynb")
+    settings = voila_settings(1234, "x.ipynb", "word")
     assert settings["Voila"]["ip"] == "127.0.0.1" and settings["Voila"]["port_retries"] == 0
     assert not settings["Voila"]["tornado_settings"]["allow_remote_access"]
 
@@ -159,18 +160,19 @@ def test_wrong_use_is_one_line(argv, says):
     assert status and not out and says in err and err.count("\n") == 1
 
 
-def start(run, *argv):
-    process = subprocess.Popen([sys.executable, "-c", command, "app", "--model", str(run), *argv], stdout=subprocess.PIPE,
+def start(run, *argv, code=command):
+    process = subprocess.Popen([sys.executable, "-c", code, "app", "--model", str(run), *argv], stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE, text=True)
     line = process.stdout.readline()
-    address = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+    address = re.search(r"http://127\.0\.0\.1:(\d+)/\?token=\S{20,}", line)
     assert address, process.communicate()[1]
     return process, address[0], int(address[1])
 
 
-def get(address, path="", **headers):
+def get(address, **headers):
+    headers = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urllib.request.urlopen(urllib.request.Request(address + path, headers=headers), timeout=tiny.patience) as answer:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=tiny.patience) as answer:
             return answer.status, answer.headers, answer.read().decode()
     except urllib.error.HTTPError as e: return e.code, e.headers, ""
 
@@ -197,6 +199,24 @@ def test_the_server(run, tmp_path, monkeypatch):
         assert not psutil.wait_procs(kernels, timeout=tiny.patience)[1]
         assert not [*(tmp_path/"tmp").glob("clm_nb_app_*"), *(tmp_path/"tmp").glob("voila_*")]
     finally: process.kill()
+
+
+def test_other_pages_start_no_kernel_and_nobody_starts_many(run):
+    "Without the token, from another page, or beyond the limit: no kernel; what a browser's address bar asks starts one"
+    process, address, port = start(run, code="import clm_nb.look.web_page as page; page.most_pages = 2\n" + command)
+    kernels = lambda: len(psutil.Process(process.pid).children(recursive=True))
+    try:
+        plain = address.partition("?")[0]
+        for wrong in (plain, plain + "?token=", plain + "?token=wrong", plain + "voila/render/app.ipynb"): assert "token" in get(wrong)[2] or get(wrong)[0] >= 400
+        elsewhere = [dict(Sec_Fetch_Site="cross-site"), dict(Sec_Fetch_Site="same-site"), dict(Origin="http://evil.example"), dict(Origin="null"),
+                     dict(Origin=f"http://127.0.0.1:{port + 1}"), dict(Host="evil.example"), dict(Host=f"evil.example:{port}")]
+        for headers in elsewhere: assert get(address, **headers)[0] == 403, headers
+        assert kernels() == 0
+        with ThreadPoolExecutor(4) as pool: answers = [*pool.map(lambda _: get(address, Sec_Fetch_Site="none")[0], range(4))]
+        assert sorted(answers) == [200, 200, 503, 503] and kernels() == 2
+    finally:
+        process.terminate()
+        assert process.communicate(timeout=tiny.patience) == ("clm_nb app: stopped\n", "") and process.returncode == 0
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")

@@ -1,5 +1,5 @@
 "Runs that are killed, stopped, diverge, or meet each other: what they leave, and what comes of it when they go on"
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import pytest, torch
@@ -233,6 +233,44 @@ def test_a_full_disk_is_one_line_and_the_last_whole_checkpoint_stays(size, tmp_p
     again = run(tmp_path, resume_from_checkpoint=True, **steps)
     whole = run(tmp_path/"whole", **steps)
     assert torch.equal(parameters(whole.model), parameters(again.model))
+
+on_a_small_disk = """
+import subprocess, sys
+from pathlib import Path
+disk, rest = Path(sys.argv[1]), Path(sys.argv[2])
+if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)], capture_output=True).returncode: sys.exit(77)
+from test_checkpoint import *
+small = dict(max_steps=8, save_strategy="steps", save_steps=2, save_total_limit=1, seed=1, eval_strategy="no")
+from clm_nb.training.plan import check_disk
+import clm_nb.training.plan as plan
+plan.check_disk = lambda *given: None # it would say before that there is no room
+def fill():
+    other = os.open(disk/"other", os.O_WRONLY | os.O_CREAT)
+    try:
+        while True: os.write(other, b"x"*4096)
+    except OSError as error: print("errno", error.errno)
+    os.close(other)
+try: run(disk/"run", callbacks=[At(3, fill)], **small)
+except OSError as error: print("said", str(error))
+print("whole", checkpoint_fault(disk/"run/checkpoint-2"), "left", leftovers(disk/"run"))
+(disk/"other").unlink()
+again = run(disk/"run", resume_from_checkpoint=True, **small)
+print("same", torch.equal(parameters(run(rest/"whole", **small).model), parameters(again.model)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux") or not shutil.which("unshare"), reason="a small disk is mounted in a namespace of Linux")
+def test_a_disk_that_is_really_full_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path):
+    "A tmpfs of three megabytes, which another program fills: ENOSPC, in a namespace of its own"
+    (tmp_path/"disk").mkdir()
+    argv = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", on_a_small_disk, str(tmp_path/"disk"), str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(argv, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=path))
+    if done.returncode == 77 or "unshare" in done.stderr: pytest.skip("no disk may be mounted here")
+    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert done.returncode == 0, done.stderr
+    assert said["errno"] == "28" and re.search(r"checkpoint-4 couldn't be written .no space is left on the disk.\..*checkpoint-2 is whole: make room", said["said"])
+    assert said["whole"] == "None left []" and said["same"] == "True"
 
 
 def test_rotation_never_deletes_the_last_whole_one(tmp_path):

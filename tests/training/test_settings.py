@@ -6,6 +6,7 @@ from datasets import DatasetDict
 from transformers import TrainingArguments
 import clm_nb.model.loss, clm_nb.training.plan, clm_nb.training.settings
 from clm_nb.model.loss import linear_cross_entropy
+from clm_nb.training.amounts import limits
 from clm_nb.model.model import load_model
 from clm_nb.training.lr_finder import find_lr
 from clm_nb.training.settings import bring_weights, fit_batch, training_arguments, training_settings
@@ -98,6 +99,20 @@ def test_workers_that_would_run_a_script_again_are_refused_at_the_door(tmp_path,
     with pytest.raises(RuntimeError, match="dataloader_num_workers=2 starts new processes"):
         training_arguments(tmp_path, **training_settings(dataloader_num_workers=2))
     assert training_arguments(tmp_path, **training_settings(dataloader_num_workers=0)).dataloader_num_workers == 0
+
+
+@pytest.mark.parametrize("name, value", [
+    *[(name, float("nan")) for name in limits if isinstance(limits[name][0], float) or name.startswith(("adam", "learning", "weight", "warmup"))],
+    ("learning_rate", -1.0), ("weight_decay", -1.0), ("adam_beta1", 1.0), ("adam_beta2", -0.5), ("adam_epsilon", 0.0), ("seed", -1), ("seed", 2**70),
+    ("data_seed", -1), ("max_steps", 10**400), ("dataloader_num_workers", -1), ("dataloader_num_workers", 10**9), ("warmup_steps", float("inf")),
+    ("per_device_train_batch_size", 10**30), ("neftune_noise_alpha", -1.0), ("label_smoothing_factor", 2.0), ("learning_rate", [1]),
+    ("lr_scheduler_kwargs", "x"), ("lr_scheduler_type", "x"), ("torch_compile_backend", "x"), ("torch_compile_mode", "x"), ("optim", "galore_adamw"),
+    ("accelerator_config", "not/there.json"), ("deepspeed", "not/there.json"), ("fsdp", "x"), ("gradient_checkpointing_kwargs", "{")], ids=str)
+def test_what_no_training_can_have_is_one_line_with_a_next_step(name, value, tmp_path):
+    "Numbers out of bounds by their name; words by a trial of the optimiser, the schedule and the compiler"
+    with pytest.raises(ValueError, match="Use a number|Use 1 or more|--help_training") as error:
+        training_arguments(tmp_path/"run", **training_settings(**{name: value}))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600 and not (tmp_path/"run").exists()
 
 
 def types(model): return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
