@@ -5,7 +5,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-newest test-lowest test-winlike test-faults install lab docs bench prepare pictures lock base base-texts
+.PHONY: help demo test test-newest test-lowest test-winlike test-faults test-flat install lab docs bench prepare pictures lock base base-texts
 
-help demo test test-newest test-lowest test-winlike test-faults install lab docs bench prepare pictures lock base base-texts:
+help demo test test-newest test-lowest test-winlike test-faults test-flat install lab docs bench prepare pictures lock base base-texts:
 	@$(PYTHON) tools/do.py $@

@@ -260,6 +260,14 @@ def test_faults():
 
 
 @target
+def test_flat():
+    "count memory, files and threads in 2,000 steps, 200 evaluations and 500 texts (some minutes)"
+    venv.install("dev")
+    say("test-flat: what a process holds after the first tenth, and at the end")
+    venv.run("python", "tests/flat.py")
+
+
+@target
 def bench():
     "measure clm_nb and its peers into benchmarks/ (SCALE=2: more; ONLY=generation: one group)"
     venv.install("bench")

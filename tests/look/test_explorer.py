@@ -272,7 +272,7 @@ def test_half_a_character_waits_in_the_text_and_shows_its_bytes(app):
 
 @pytest.mark.parametrize("values,message", [
     (dict(temperature=0), "temperature=0 can't be used. Use 0.05 to 3.0"), (dict(top_k=-1), "top_k=-1"),
-    (dict(top_p=1.5), "top_p=1.5"), (dict(n=0), "n=0"), (dict(prompt=3), "prompt=3 is no text"), (dict(beams=2), "beams can't be set"),
+    (dict(top_p=1.5), "top_p=1.5"), (dict(n=0), "n=0"), (dict(prompt=3), "prompt= is of the type int"), (dict(beams=2), "beams can't be set"),
     (dict(temperature=math.nan), "temperature=nan"), (dict(temperature="hot"), "temperature='hot'")])
 def test_set_refuses_and_changes_nothing(app, values, message):
     before = app.settings, app.ids

@@ -20,7 +20,7 @@ def test_each_answer_names_what_exists(name):
     "Or says to leave it out, or to set an environment variable"
     answer = today(name)
     advised = answer.removeprefix("Use ").split(",")[0].split("=")[0].split()[0].rstrip(".")
-    others = {"config_name"}  # of a model from scratch
+    others = {"config_name", "dtype"}  # of a model
     assert advised in real | others or answer.startswith(("Leave it out", "Set the environment variable"))
 
 
