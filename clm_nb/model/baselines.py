@@ -69,7 +69,8 @@ def _columns_of(blocks) -> tuple[dict[str, np.ndarray], np.ndarray]:
                          "Give one split of what group() returns.")
     table = blocks.with_format("arrow")[:]
     columns, kind = {}, table.schema.field("input_ids").type
-    if not hasattr(kind, "value_type") or not pa.types.is_integer(kind.value_type):
+    values = getattr(kind, "value_type", None)  # null where all lists are empty
+    if values is None or not (pa.types.is_integer(values) or pa.types.is_null(values)):
         raise ValueError(f"input_ids are of the type {kind}. Give lists of token ids.")
     if table["input_ids"].null_count:
         raise ValueError("blocks have rows without input_ids. Leave them out.")
