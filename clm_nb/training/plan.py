@@ -44,9 +44,10 @@ def check_training_blocks(
     "`ValueError` for blocks that the model can't read; how long a block is"
     check_causal(model)
     check_tokenizer(tokenizer)
+    check_fit(model.config, tokenizer=tokenizer)
     blocks = training_splits(blocks, model.get_input_embeddings().weight.shape[0])
     block_size = len(blocks["train"][0]["input_ids"])
-    check_fit(model.config, block_size, tokenizer)
+    check_fit(model.config, block_size)
     if "position_ids" in blocks["train"].column_names:
         check_isolation(model)
     return block_size
