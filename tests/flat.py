@@ -15,7 +15,7 @@ kinds = dict(training=2000, evaluation=200, perplexity=200, generation=500, stre
 def state(temporary: Path) -> dict:
     "What a process holds by now"
     gc.collect()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return dict(MiB=round(pages*os.sysconf("SC_PAGESIZE")/2**20, 1), files=len(os.listdir("/proc/self/fd")),
                 threads=threading.active_count(), folders=len(list(temporary.iterdir())))
 

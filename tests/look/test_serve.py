@@ -216,7 +216,9 @@ def test_other_pages_start_no_kernel_and_nobody_starts_many(run):
         assert sorted(answers) == [200, 200, 503, 503] and kernels() == 2
     finally:
         process.terminate()
-        assert process.communicate(timeout=tiny.patience) == ("clm_nb app: stopped\n", "") and process.returncode == 0
+        out, err = process.communicate(timeout=tiny.patience)
+        assert (out, process.returncode) == ("clm_nb app: stopped\n", 0)
+        assert all(line.startswith("Blocking request with non-local 'Host'") for line in err.splitlines()), err  # and no token
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
