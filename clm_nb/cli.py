@@ -155,7 +155,7 @@ def generate_command(
     how = _generation(given)
     if as_json:
         print(json.dumps(dict(prompt=prompt, text=generate(model, tokenizer, prompt, **how))))
-    elif how["num_beams"] > 1:
+    elif how["num_beams"] != 1:
         print(printable(generate(model, tokenizer, prompt, **how)))
     else:
         _print_pieces(prompt, stream(model, tokenizer, prompt, **how))

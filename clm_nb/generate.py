@@ -276,11 +276,12 @@ def stream(
         prompt_list(prompt)
         kind = type(prompt).__name__
         raise ValueError(f"prompt is a {kind}. One text can be streamed at a time.")
-    if generate_kwargs.pop("num_beams", 1) != 1:
-        raise ValueError("Beam search has no text before its end. Use num_beams=1.")
+    beams = generate_kwargs.pop("num_beams", 1)
     options = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
-                   top_k=top_k, top_p=top_p, num_beams=1)
+                   top_k=top_k, top_p=top_p, num_beams=beams)
     job = Job(model, tokenizer, [prompt], **options, **generate_kwargs)
+    if beams != 1:
+        raise ValueError("Beam search has no text before its end. Use num_beams=1.")
     job.speed_up(bf16)
     rng = own_rng(seed)
 

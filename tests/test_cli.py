@@ -166,6 +166,7 @@ def test_training_with_a_wrong_argument_is_one_clear_line_and_leaves_no_trace(fl
     "generate --model_name_or_path some/model --prompt The": "'some/model': the Hub can't be reached",
     "generate --model_name_or_path model": "--prompt",
     "generate --model_name_or_path model --prompt The --temperature 0": "temperature=0",
+    "generate --model_name_or_path model --prompt The --num_beams 0": "num_beams=0",
     "generate --model_name_or_path model --prompt The --max_new_tokens 1000": "max_new_tokens=1000",
     "generate --model_name_or_path model --prompt The --top_k many": "top_k.* 'many'",
 }.items())
