@@ -16,6 +16,12 @@ environ = os.environ
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="no make here")
 
 
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, so that neither of two processes is left alone with one at the end"
+    long = "test_docs", "test_readme", "test_browser", "test_checkpoint", "test_cli", "test_train"
+    items.sort(key=lambda item: item.path.stem not in long)
+
+
 @pytest.fixture(autouse=True)
 def one_environment():
     "`Dataset.map(num_proc=2)` puts a copy in the place of `os.environ`, on which monkeypatch can't undo its changes"

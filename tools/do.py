@@ -172,7 +172,7 @@ def run_tests(environment):
     say("test 2/3: every notebook, top to bottom")
     environment.run("nbdev-test", "--n-workers", "2", "--do-print", "--timing", OMP_NUM_THREADS="1")
     say("test 3/3: what crosses stages or processes")
-    environment.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile",
+    environment.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder",
                     "--ignore", "tests/test_uptodate.py", "tests")
 
 
