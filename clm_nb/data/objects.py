@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/objects.html.md"""
 
 # %% auto #0
 __all__ = ['split_names', 'list_records', 'dict_records', 'records_of', 'splits_of', 'wrong_column', 'column_pieces',
-           'check_texts', 'check_ids', 'training_splits', 'check_rows']
+           'check_texts', 'check_ids', 'check_rows', 'training_splits']
 
 # %% ../../nbs/data/objects.ipynb #e5b4db5f
 from collections.abc import Iterator, Mapping
@@ -140,28 +140,15 @@ def check_ids(
                                            "makes it")
         for documents in column_pieces(part, "input_ids"):
             ids = documents.flatten()
-            if documents.null_count or ids.null_count or (pc.min(ids).as_py() or 0) < 0:
+            smallest, largest = pc.min_max(ids).as_py().values()
+            if documents.null_count or ids.null_count or (smallest or 0) < 0:
                 raise ValueError(f"Split {name!r} has missing or negative ids in 'input_ids'. "
                                  "Give the documents to tokenize() again.")
-            if known and len(ids) and pc.max(ids).as_py() >= known:
-                raise ValueError(f"Split {name!r} has the id {pc.max(ids).as_py():,}, and the "
-                                 f"model knows {known:,} tokens. Use the model's own tokenizer.")
+            if known and (largest or 0) >= known:
+                raise ValueError(f"Split {name!r} has the id {largest:,}, and the model "
+                                 f"knows {known:,} tokens. Use the model's own tokenizer.")
 
 # %% ../../nbs/data/objects.ipynb #rows-code
-def training_splits(
-    blocks, # anything for `splits_of`
-    known: int | None = None, # how many ids the model has rows for
-) -> DatasetDict: # or `TypeError` or `ValueError`
-    "The blocks that a model is to be trained on, checked"
-    splits = splits_of(blocks)
-    if "train" not in splits:
-        raise ValueError(f"blocks have no 'train' split to learn from, only {', '.join(splits)}. "
-                         "Give one, from group().")
-    check_ids(splits, known)
-    check_rows(splits)
-    return DatasetDict(splits)
-
-
 def check_rows(
     splits: dict, # {split: `Dataset`}, after `check_ids`
 ) -> None: # or `ValueError`
@@ -179,3 +166,17 @@ def check_rows(
             if found.combine_chunks() != pa.chunked_array(lengths).combine_chunks():
                 raise ValueError(f"Split {name!r} has rows whose {column!r} are more or fewer "
                                  "than their 'input_ids'. Give one for each token.")
+
+# %% ../../nbs/data/objects.ipynb #splits-code
+def training_splits(
+    blocks, # anything for `splits_of`
+    known: int | None = None, # how many ids the model has rows for
+) -> DatasetDict: # or `TypeError` or `ValueError`
+    "The blocks that a model is to be trained on, checked"
+    splits = splits_of(blocks)
+    if "train" not in splits:
+        raise ValueError(f"blocks have no 'train' split to learn from, only {', '.join(splits)}. "
+                         "Give one, from group().")
+    check_ids(splits, known)
+    check_rows(splits)
+    return DatasetDict(splits)

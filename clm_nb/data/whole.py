@@ -43,7 +43,7 @@ def flush(
         _sync(part)
     _sync(path)
 
-
+# %% ../../nbs/data/whole.ipynb #remove-code
 def remove(
     path: Path, # a file or a folder, which needn't be there
 ) -> None:
