@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from .objects import records_of
+from .objects import column_pieces, records_of
 
 _log = logging.getLogger("clm_nb")
 
@@ -119,12 +119,8 @@ def column_chunks(
 ) -> pa.ChunkedArray:
     "A column; nothing else of a record is read"
     outer, *inner = column_path(dataset.features.arrow_schema, column)
-    values = dataset.data.column(outer)
-    if dataset._indices is not None:
-        rows = dataset._indices.column(0)
-        parts = [values.take(rows.slice(i, 100_000)) for i in range(0, len(rows), 100_000)]
-        chunks = [chunk for part in parts for chunk in part.chunks]
-        values = pa.chunked_array(chunks, values.type)
+    kind = dataset.data.column(outer).type
+    values = pa.chunked_array(column_pieces(dataset, outer), kind)
     for name in inner:
         values = pc.struct_field(values, name)
     return values

@@ -70,7 +70,7 @@ def put(
     _sync(path.parent)
     remove(old)
 
-
+# %% ../../nbs/data/whole.ipynb #keep-beside
 def keep_beside(
     new: Path, # a file or a folder that is whole
     path: Path, # the name that it can't have
