@@ -131,9 +131,12 @@ def column_texts(
     column: str, # dotted name
 ) -> tuple: # (number of the record, the text): two arrays of equal length
     "Every text of a column that isn't missing or blank, white space around it cut off"
-    values = column_chunks(dataset, column).combine_chunks()
+    values = column_chunks(dataset, column)
+    single = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    long = pa.large_string() if single else pa.large_list(pa.large_string())
+    values = values.cast(long).combine_chunks()  # a plain one ends at 2 GB
     record = pa.array(np.arange(len(values)))
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if not single:
         record, values = pc.list_parent_indices(values), pc.list_flatten(values)
     values = pc.utf8_trim_whitespace(values)
     has_text = pc.fill_null(pc.greater(pc.utf8_length(values), 0), False)

@@ -2,7 +2,7 @@
 import datasets, numpy as np, pandas as pd, pyarrow as pa, pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from clm_nb.data.objects import column_pieces
-from clm_nb.data.split import column_chunks, find_text_column, record_groups
+from clm_nb.data.split import column_chunks, column_texts, find_text_column, record_groups
 from clm_nb.flatten import flatten
 from clm_nb.group import group
 from clm_nb.load import load_corpus, read_corpus
@@ -142,3 +142,10 @@ def test_pieces_are_the_rows_in_their_order(size):
     for part in (whole, whole.shuffle(seed=0), whole.select(range(5, 20_000)), whole.select([7, 7, 3]), whole.select(range(9, 90)).shuffle(seed=1), whole.select([])):
         pieces = [*column_pieces(part, "input_ids")]
         assert all(pieces) and [row for piece in pieces for row in piece.to_pylist()] == part["input_ids"][:]
+
+
+def test_texts_are_put_together_in_arrays_without_an_end():
+    "A plain array of strings ends at 2 GB; the numbers of the records stay right in lists, with holes"
+    for values, rows in [(["a", None, " b "], [0, 2]), ([["a"], [], None, [" ", "b"]], [0, 3])]:
+        record, found = column_texts(Dataset.from_dict({"text": values}), "text")
+        assert found.type == pa.large_string() and found.to_pylist() == ["a", "b"] and record.tolist() == rows
