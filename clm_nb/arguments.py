@@ -7,7 +7,7 @@ Docs: https://clm-nb.github.io/clm_nb/arguments.html.md"""
 # %% auto #0
 __all__ = ['about', 'boolean', 'number', 'flag', 'plain_letters', 'plain_output', 'flag_advice', 'Parser', 'command_parser',
            'defaults', 'DataArguments', 'data_source', 'ModelArguments', 'ScratchArguments', 'RunArguments',
-           'GenerateArguments', 'PerplexityArguments', 'parse_training', 'file_flags']
+           'GenerateArguments', 'PerplexityArguments', 'parse_training', 'check_yaml', 'file_flags']
 
 # %% ../nbs/arguments.ipynb #imports
 import argparse
@@ -52,13 +52,10 @@ def flag(
 ) -> None:
     "One field of a dataclass as a flag"
     options = {name: value for name, value in f.metadata.items() if name not in ("help", "first")}
-    if f.type is bool:
-        options = dict(nargs="?", const=True, type=boolean)
-    else:
-        options.setdefault("type", f.type)
+    kind = dict(nargs="?", const=True, type=boolean) if f.type is bool else dict(type=f.type)
     default = "" if f.default in (None, False) else f" (default: {f.default})"
     help = (f.metadata["help"] + default).replace("%", "%%")
-    parser.add_argument(f"--{f.name}", help=help, default=argparse.SUPPRESS, **options)
+    parser.add_argument(f"--{f.name}", help=help, default=argparse.SUPPRESS, **kind | options)
 
 # %% ../nbs/arguments.ipynb #plain-letters
 _plain = {"…": "...", "–": "-", "—": "-", "−": "-", "→": "->", "×": "x",
@@ -167,17 +164,15 @@ def data_source(
     given: dict, # flags with their values, from `DataArguments`
 ) -> dict: # the same, with `dataset_name` in the place of the files
     "Files for training and testing, as the name of a data set"
-    files = {split: given[name] for name, split in
-             [("train_file", "train"), ("validation_file", "test")] if name in given}
-    rest = {name: value for name, value in given.items()
-            if name not in ("train_file", "validation_file")}
-    if not files:
+    rest = dict(given)
+    train, test = rest.pop("train_file", None), rest.pop("validation_file", None)
+    if train is None and test is None:
         return rest
     if "dataset_name" in given:
         raise ValueError("Both --dataset_name and a file are given. Name one of the two.")
-    if "train" not in files:
+    if train is None:
         raise ValueError("--validation_file is for use beside --train_file. Give that too.")
-    return rest | dict(dataset_name=files if "test" in files else files["train"])
+    return rest | dict(dataset_name=train if test is None else dict(train=train, test=test))
 
 # %% ../nbs/arguments.ipynb #62da7633
 @dataclass
@@ -269,6 +264,21 @@ def _word(value) -> str:
     "How a value of YAML is written on the command line"
     return json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
 
+# %% ../nbs/arguments.ipynb #yaml-check
+def check_yaml(
+    data: bytes, # a file of arguments
+) -> None: # or `ValueError`
+    "Whether it is small and flat, so that reading it fills no memory"
+    from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, parse
+    if len(data) > 1e5:
+        raise ValueError("it is too large for arguments. Data is for --dataset_name")
+    depth = 0
+    for event in parse(data):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > 9 or isinstance(event, AliasEvent):
+            raise ValueError("it is nested too deeply, or says *name for a part of itself. "
+                             "Write one `name: value` a line")
+
 # %% ../nbs/arguments.ipynb #9afbfed7
 def file_flags(
     path, # a YAML or JSON file of arguments
@@ -277,20 +287,12 @@ def file_flags(
     import yaml
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file. Give a YAML or JSON file of arguments, "
-                                "or flags.")
-    data, depth = path.read_bytes(), 0  # bytes: YAML itself says how they are read
+        raise FileNotFoundError(f"{path} is not a file. Give a YAML or JSON file, or flags.")
+    data = path.read_bytes()  # bytes: YAML itself says how they are read
     try:
-        if len(data) > 1e5:
-            raise ValueError("it is too large for arguments. Data is for --dataset_name")
-        for event in yaml.parse(data):
-            opens, closes = yaml.CollectionStartEvent, yaml.CollectionEndEvent
-            depth += isinstance(event, opens) - isinstance(event, closes)
-            if depth > 9 or isinstance(event, yaml.AliasEvent):
-                raise ValueError("it is nested too deeply, or says *name for a part of itself. "
-                                 "Write one `name: value` a line")
+        check_yaml(data)
         given = yaml.safe_load(data)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         remedy = " Save it as UTF-8." if isinstance(error, yaml.reader.ReaderError) else ""
         why = " ".join(str(error).split())
         raise ValueError(f"{path} can't be read as YAML: {why}.{remedy}") from error

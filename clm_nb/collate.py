@@ -51,7 +51,7 @@ def learnt(
                          "length as input_ids, not moved: the model does that.")
     return counted
 
-
+# %% ../nbs/04_collate.ipynb #collator-code
 @dataclass
 class CausalCollator:
     "Rows of `input_ids` (and `attention_mask`, `position_ids`) into tensors, (batch, longest row)"

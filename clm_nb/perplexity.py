@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, IterableDataset
+from fastcore.basics import patch
 
 from .data.tokenizer import token_bytes
 from .model.device import grants_bf16, keep_freed_memory
@@ -77,23 +78,25 @@ class Scorer:
         "Ids, a mask or positions as integers, where the model is"
         return None if values is None else torch.as_tensor(values, device=self.model.device).long()
 
-    def __call__(self, input_ids, attention_mask=None, position_ids=None):
-        ids, mask, positions = map(self.tensor, (input_ids, attention_mask, position_ids))
-        check_rows(self.model, ids, mask)
-        check_causal(self.model)
-        labels = labels_for(ids, mask, positions)
-        options = dict(use_cache=False)
-        if positions is not None:
-            options["position_ids"] = positions
-        quick = self.quick_forward
-        device = self.model.device.type
-        autocast = torch.autocast(device, torch.bfloat16, self.bf16)
-        with evaluating(self.model), fused_gelu(self.model), autocast:
-            if quick:
-                losses = quick(ids, labels=labels, **options).logits
-            else:
-                losses = logit_losses(self.model(ids, **options).logits, labels)
-        return losses.masked_fill(labels[:, 1:] < 0, math.nan)
+# %% ../nbs/06_perplexity.ipynb #scorer-call
+@patch
+def __call__(self: Scorer, input_ids, attention_mask=None, position_ids=None):
+    ids, mask, positions = map(self.tensor, (input_ids, attention_mask, position_ids))
+    check_rows(self.model, ids, mask)
+    check_causal(self.model)
+    labels = labels_for(ids, mask, positions)
+    options = dict(use_cache=False)
+    if positions is not None:
+        options["position_ids"] = positions
+    quick = self.quick_forward
+    device = self.model.device.type
+    autocast = torch.autocast(device, torch.bfloat16, self.bf16)
+    with evaluating(self.model), fused_gelu(self.model), autocast:
+        if quick:
+            losses = quick(ids, labels=labels, **options).logits
+        else:
+            losses = logit_losses(self.model(ids, **options).logits, labels)
+    return losses.masked_fill(labels[:, 1:] < 0, math.nan)
 
 # %% ../nbs/06_perplexity.ipynb #7d36ff38
 def token_losses(

@@ -85,3 +85,12 @@ def test_what_is_missing_is_named():
     with pytest.raises(TypeError, match="tokenizer= is of the type str"): c.train(model, blocks, "gpt2", "run")
     with pytest.raises(TypeError, match="ledger= is of the type dict"): c.ledger_flow({})
     assert c.check_ledger(Ledger()).entries == {}
+
+
+def test_what_is_trained_on_is_looked_at_once(tmp_path, monkeypatch):
+    "A corpus of a billion tokens isn't gone through twice before the first step"
+    from clm_nb.data import objects
+    looked, check_ids = [], objects.check_ids
+    monkeypatch.setattr(objects, "check_ids", lambda splits, known: looked.append(known) or check_ids(splits, known))
+    c.train(tiny.gpt2(), blocks, tokenizer, tmp_path/"run", **few)
+    assert looked == [400]

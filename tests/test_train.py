@@ -330,12 +330,12 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path, monkeypatch):
     config = json.loads((folder/"config.json").read_bytes())
     own = dict(AutoConfig="own.Config", AutoModelForCausalLM="own.Model")
     (folder/"config.json").write_text(json.dumps(config | dict(model_type="own", auto_map=own)), encoding="utf-8")
-    (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nclass Config: pass\nclass Model: pass\n", encoding="utf-8")
+    (folder/"own.py").write_text(f"open({str(tmp_path/'opened')!r}, 'w')\nraise LookupError('own code')\n", encoding="utf-8")
     (folder/"tokenizer_config.json").write_text(json.dumps(dict(auto_map=dict(AutoTokenizer=["own.Model", None]))), encoding="utf-8")
     for load in load_config, load_model, load_tokenizer, lambda name: load_model(config_name=name):
         with pytest.raises(ValueError, match="custom code|trust_remote_code"): load(folder)
     assert not (tmp_path/"opened").exists()
-    with pytest.raises(Exception): load_model(config_name=folder, trust_remote_code=True)
+    with pytest.raises(LookupError, match="own code"): load_model(config_name=folder, trust_remote_code=True)
     assert (tmp_path/"opened").exists()  # the argument reaches the config of a new model too
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
-from .objects import records_of
+from .objects import column_pieces, records_of
 
 _log = logging.getLogger("clm_nb")
 
@@ -119,12 +119,8 @@ def column_chunks(
 ) -> pa.ChunkedArray:
     "A column; nothing else of a record is read"
     outer, *inner = column_path(dataset.features.arrow_schema, column)
-    values = dataset.data.column(outer)
-    if dataset._indices is not None:
-        rows = dataset._indices.column(0)
-        parts = [values.take(rows.slice(i, 100_000)) for i in range(0, len(rows), 100_000)]
-        chunks = [chunk for part in parts for chunk in part.chunks]
-        values = pa.chunked_array(chunks, values.type)
+    kind = dataset.data.column(outer).type
+    values = pa.chunked_array(column_pieces(dataset, outer), kind)
     for name in inner:
         values = pc.struct_field(values, name)
     return values
@@ -135,9 +131,12 @@ def column_texts(
     column: str, # dotted name
 ) -> tuple: # (number of the record, the text): two arrays of equal length
     "Every text of a column that isn't missing or blank, white space around it cut off"
-    values = column_chunks(dataset, column).combine_chunks()
+    values = column_chunks(dataset, column)
+    single = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    long = pa.large_string() if single else pa.large_list(pa.large_string())
+    values = values.cast(long).combine_chunks()  # a plain one ends at 2 GB
     record = pa.array(np.arange(len(values)))
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+    if not single:
         record, values = pc.list_parent_indices(values), pc.list_flatten(values)
     values = pc.utf8_trim_whitespace(values)
     has_text = pc.fill_null(pc.greater(pc.utf8_length(values), 0), False)

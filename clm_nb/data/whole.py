@@ -43,7 +43,7 @@ def flush(
         _sync(part)
     _sync(path)
 
-
+# %% ../../nbs/data/whole.ipynb #remove-code
 def remove(
     path: Path, # a file or a folder, which needn't be there
 ) -> None:
@@ -70,7 +70,7 @@ def put(
     _sync(path.parent)
     remove(old)
 
-
+# %% ../../nbs/data/whole.ipynb #keep-beside
 def keep_beside(
     new: Path, # a file or a folder that is whole
     path: Path, # the name that it can't have

@@ -52,7 +52,6 @@ def reads_ahead(
     return bool((plain - later).abs().max() > allowed)
 
 # %% ../../nbs/model/causal.ipynb #801cbed9
-_causal = WeakSet()  # models that were asked
 _switches = {"is_decoder": True, "causal": True, "use_bidirectional_attention": False}
 
 
@@ -65,7 +64,7 @@ def switch_to_causal(
             return f"Load it with {name}={value}, or set that in its config.json."
     return "Use a causal language model, e.g. GPT-2, or is_decoder=True where it has that."
 
-
+# %% ../../nbs/model/causal.ipynb #check-code
 def check_model(
     model, # what was given as a model
 ) -> None: # or `TypeError`
@@ -73,6 +72,9 @@ def check_model(
     if not isinstance(model, torch.nn.Module) or not hasattr(model, "config"):
         raise TypeError(f"model= is of the type {type(model).__name__}. Give a causal model, for "
                         "example load_model('python-docs-gpt2').")
+
+# %% ../../nbs/model/causal.ipynb #causal-code
+_causal = WeakSet()  # models that were asked
 
 
 def check_causal(

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pickle import UnpicklingError
 
+from datasets import DatasetDict
 from fastcore.basics import patch
 from transformers import Trainer
 
 from ..ledger import Ledger
-from ..data.objects import training_splits
+from ..data.objects import splits_of, training_splits
 from ..data.tokenizer import check_tokenizer
 from ..collate import count_learnt
 from ..model.causal import check_causal
@@ -108,7 +109,7 @@ def check(
     "Everything that can be wrong with a run is found here, before it begins"
     check_dtype(self.dtype)
     block_size = check_training_blocks(self.model, self.blocks, self.tokenizer)
-    self.blocks = training_splits(self.blocks)
+    self.blocks = DatasetDict(splits_of(self.blocks))
     self.sampler = None
     if self.sample_prompt is not None:
         seed = self.settings.get("seed", 42)

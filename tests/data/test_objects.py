@@ -1,7 +1,8 @@
 "Objects of another kind at each stage: taken, or one line with the type and what to give instead"
 import datasets, numpy as np, pandas as pd, pyarrow as pa, pytest
 from datasets import Dataset, DatasetDict, IterableDataset
-from clm_nb.data.split import find_text_column, record_groups
+from clm_nb.data.objects import column_pieces
+from clm_nb.data.split import column_chunks, column_texts, find_text_column, record_groups
 from clm_nb.flatten import flatten
 from clm_nb.group import group
 from clm_nb.load import load_corpus, read_corpus
@@ -122,3 +123,29 @@ def test_a_title_that_all_share_and_a_split_that_falls_short_are_told(caplog):
     pairs = Dataset.from_dict({"title": [f"t{i//2}" for i in range(20)], "text": texts})
     assert len(load_corpus(pairs, test_size=5)["test"]) == 4
     assert "test holds 4 of the 5 records asked for: others share a 'title'" in caplog.records[-1].message
+
+
+def test_a_shuffled_column_may_be_longer_than_one_array_can_be():
+    "Arrow's own take puts all pieces together first, and fails beyond 2 GB of text"
+    piece = pa.array(["x"*99_999 + str(i % 10) for i in range(1000)])
+    table = pa.table({"text": pa.chunked_array([piece]*22)})
+    part = Dataset(table, fingerprint="long").select([21_999, 3, 3, 0, 1005])  # without a name, all of it would be pickled for one
+    for column in (pa.chunked_array(column_pieces(part, "text")), column_chunks(part, "text")):
+        assert [text[-1] for text in column.to_pylist()] == [*"93305"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000, 30_000])
+def test_pieces_are_the_rows_in_their_order(size):
+    "As `datasets` gives them, shuffled, with rows twice, from a slice and from none"
+    ids = [[i, i + 1][:i % 3] for i in range(25_000)]
+    whole = Dataset(pa.table({"input_ids": pa.chunked_array([ids[i:i + size] for i in range(0, len(ids), size)] if size > 1 else [ids[:50], ids[50:]])}))
+    for part in (whole, whole.shuffle(seed=0), whole.select(range(5, 20_000)), whole.select([7, 7, 3]), whole.select(range(9, 90)).shuffle(seed=1), whole.select([])):
+        pieces = [*column_pieces(part, "input_ids")]
+        assert all(pieces) and [row for piece in pieces for row in piece.to_pylist()] == part["input_ids"][:]
+
+
+def test_texts_are_put_together_in_arrays_without_an_end():
+    "A plain array of strings ends at 2 GB; the numbers of the records stay right in lists, with holes"
+    for values, rows in [(["a", None, " b "], [0, 2]), ([["a"], [], None, [" ", "b"]], [0, 3])]:
+        record, found = column_texts(Dataset.from_dict({"text": values}), "text")
+        assert found.type == pa.large_string() and found.to_pylist() == ["a", "b"] and record.tolist() == rows
