@@ -39,7 +39,8 @@ def check_number(
     least, most = limits[name]
     may_lack = getattr(TrainingArguments, name) is None # its default
     kinds = int if isinstance(most, int) else (int, float)
-    if (value is None and may_lack) or (isinstance(value, kinds) and least <= value <= most):
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if (value is None and may_lack) or (is_number and least <= value <= most):
         return
     bounds = f"from {least:,} to {most:,}"
     if least == tiny:

@@ -106,7 +106,7 @@ def test_workers_that_would_run_a_script_again_are_refused_at_the_door(tmp_path,
     ("learning_rate", -1.0), ("weight_decay", -1.0), ("adam_beta1", 1.0), ("adam_beta2", -0.5), ("adam_epsilon", 0.0), ("seed", -1), ("seed", 2**70),
     ("data_seed", -1), ("max_steps", 10**400), ("dataloader_num_workers", -1), ("dataloader_num_workers", 10**9), ("warmup_steps", float("inf")),
     ("per_device_train_batch_size", 10**30), ("neftune_noise_alpha", -1.0), ("label_smoothing_factor", 2.0), ("learning_rate", [1]),
-    ("learning_rate", "1e-3"), ("num_train_epochs", None), ("max_steps", "9"), ("seed", None), ("seed", 1.5), ("per_device_train_batch_size", 2.5),
+    ("learning_rate", "1e-3"), ("num_train_epochs", None), ("max_steps", "9"), ("seed", None), ("seed", 1.5), ("learning_rate", True), ("seed", True), ("per_device_train_batch_size", 2.5),
     ("per_device_train_batch_size", "8"), ("gradient_accumulation_steps", None),
     ("lr_scheduler_kwargs", "x"), ("lr_scheduler_type", "x"), ("torch_compile_backend", "x"), ("torch_compile_mode", "x"), ("optim", "galore_adamw"),
     ("accelerator_config", "not/there.json"), ("deepspeed", "not/there.json"), ("fsdp", "x"), ("gradient_checkpointing_kwargs", "{")], ids=str)
