@@ -101,7 +101,7 @@ class Cutting:
         "The place behind the last token of each document"
         return np.cumsum(self.lengths)
 
-
+# %% ../../nbs/look/cutting.ipynb #4ce3d638-2
 def cut_documents(
     lists: list, # token ids of each document
     block_size: int = 128, # tokens per row

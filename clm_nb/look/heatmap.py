@@ -159,7 +159,7 @@ def map_cards(
     difference = "<b>what was learnt</b>, base minus fine-tuned"
     return before + after + token_card(m, difference, span, True, numbers)
 
-
+# %% ../../nbs/look/heatmap.ipynb #44eb0e8d-2
 def extremes_html(
     m: LossMap, # the map of a text
     n: int, # rows of each table

@@ -15,6 +15,7 @@ import os
 from html import escape
 from pathlib import Path
 from ..ledger import ledger_from_dict
+from ..data.whole import written_whole
 from ..training.charts import training_chart
 from .flow import ledger_flow
 
@@ -57,7 +58,7 @@ def run_title(
     named = ", ".join(data.values()) if isinstance(data, dict) else data
     return f"{model}, trained on {named}"
 
-
+# %% ../../nbs/look/report.ipynb #eb93448f-2
 def shown_number(
     value: float | None, # None: `run.json` has no word for infinity, and none for NaN
     form: str, # e.g. ",.2f"
@@ -77,7 +78,7 @@ def measured_row(
     return [f"{name} training", shown_number(measured["perplexity"], ",.2f"), between,
             shown_number(measured["loss"], ".4f"), f"{measured['tokens']:,}"]
 
-
+# %% ../../nbs/look/report.ipynb #eb93448f-2-2
 def report_outcome(
     run: dict, # what `run.json` holds
 ) -> str: # HTML; "" where nothing was measured
@@ -219,6 +220,6 @@ def write_report(
     if not (folder/"run.json").is_file():
         raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
     page = report_html(json.loads((folder/"run.json").read_bytes()), views)
-    new = folder/"report.new"
-    new.write_text(page, encoding="utf-8")
-    return new.replace(folder/"report.html")
+    with written_whole(folder/"report.html") as new:
+        new.write_text(page, encoding="utf-8")
+    return folder/"report.html"

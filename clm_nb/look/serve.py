@@ -9,10 +9,11 @@ __all__ = ['Comparison', 'cached_copy', 'local_model', 'find_base', 'find_models
            'check_app', 'app_notebook', 'run_app']
 
 # %% ../../nbs/look/serve.ipynb #imports
-import json, tempfile, webbrowser
+import json, os, tempfile, webbrowser
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from unittest import mock
 
 from fastcore.basics import patch
 
@@ -22,7 +23,7 @@ from ..model.model import load_model
 from ..train import embedded_run
 from .html import LiveView, element
 from .generation_app import GenerationApp
-from .web_page import check_voila, environment, free_port, page_environment
+from .web_page import check_voila, free_port, page_environment
 from .web_page import serve_page, write_page
 
 # %% ../../nbs/look/serve.ipynb #1d284502
@@ -207,6 +208,6 @@ def run_app(
             webbrowser.open(address)
 
     with tempfile.TemporaryDirectory(prefix="clm_nb_app_") as folder:
-        with environment(page_environment(folder)):
+        with mock.patch.dict(os.environ, page_environment(folder)):
             serve_page(write_page(folder, notebook), port, ready)
     print("clm_nb app: stopped", flush=True)

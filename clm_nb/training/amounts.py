@@ -20,7 +20,7 @@ tiny = 1e-30 # what stands for "above 0"
 limits = {
     "learning_rate": (0, math.inf), "weight_decay": (0, 1e6), "max_grad_norm": (0, math.inf),
     "adam_beta1": (0, 1 - 1e-9), "adam_beta2": (0, 1 - 1e-9), "adam_epsilon": (tiny, 1e6),
-    "label_smoothing_factor": (0, 1), "neftune_noise_alpha": (0, 1e6), "warmup_steps": (0, 1e15),
+    "label_smoothing_factor": (0, 1.0), "neftune_noise_alpha": (0, 1e6), "warmup_steps": (0, 1e15),
     "num_train_epochs": (-math.inf, 1e9), "max_steps": (-1, 10**15), "eval_delay": (0, 1e15),
     "per_device_train_batch_size": (1, 10**6), "per_device_eval_batch_size": (1, 10**6),
     "gradient_accumulation_steps": (1, 10**6), "dataloader_num_workers": (0, 512),
@@ -28,7 +28,7 @@ limits = {
     "eval_steps": (-1, 1e15), "save_steps": (-1, 1e15), "save_total_limit": (0, 10**9),
     "torch_empty_cache_steps": (1, 10**9), "eval_accumulation_steps": (1, 10**9),
     "seed": (0, 2**32 - 1), "data_seed": (0, 2**32 - 1),
-} # name → (least, most)
+} # name → (least, most); where the most is an `int`, only whole numbers count
 
 # %% ../../nbs/training/amounts.ipynb #4bed1d39
 def check_number(
@@ -37,16 +37,19 @@ def check_number(
 ) -> None:
     "`ValueError` for a number that no training can have"
     least, most = limits[name]
-    if value is None or isinstance(value, str):
-        return # `TrainingArguments` says what becomes of it
-    if isinstance(value, (int, float)) and least <= value <= most:
+    may_lack = getattr(TrainingArguments, name) is None # its default
+    kinds = int if isinstance(most, int) else (int, float)
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    if (value is None and may_lack) or (is_number and least <= value <= most):
         return
     bounds = f"from {least:,} to {most:,}"
     if least == tiny:
         bounds = f"above 0, up to {most:,}"
     elif most == math.inf:
         bounds = f"of {least:,} or more"
-    raise ValueError(f"{name}={str(value)[:40]} can't be used. Use a number {bounds}.")
+    if kinds is int:
+        bounds += ", without a fraction"
+    raise ValueError(f"{name}={repr(value)[:40]} can't be used. Use a number {bounds}.")
 
 # %% ../../nbs/training/amounts.ipynb #e5d3cfcc
 def try_optimizer(

@@ -38,7 +38,7 @@ def seal(
     (checkpoint/list_name).write_text(json.dumps(told, indent=1, default=str), encoding="utf-8")
     flush(checkpoint)
 
-
+# %% ../../nbs/training/checkpoint.ipynb #f6e7b38e-2
 def read_list(
     checkpoint: Path, # a folder
 ) -> dict: # empty where there is no list, or none that can be read
@@ -234,7 +234,7 @@ def _elsewhere(self: CheckpointTrainer, aside: Path) -> Iterator[None]:
     finally:
         self.args.output_dir = folder
 
-
+# %% ../../nbs/training/checkpoint.ipynb #b7ae416d-2
 @patch
 def _save_checkpoint(self: CheckpointTrainer, model, trial):
     "Trainer's own checkpoint, written aside, listed, and then given its name"

@@ -244,7 +244,7 @@ def find_lr(
     check_fit(model.config, len(blocks["train"][0]["input_ids"]), tokenizer)
     rates, settings = np.geomspace(start, end, steps).tolist(), _sweep_settings(training_args)
     with _put_back(model):
-        bring_weights(model, dtype)
+        bring_weights(model, dtype, start)
         with _put_back(model):
             seen = _sweep(model, blocks, tokenizer, settings, rates, exact_loss)
         zeros = [0.0]*len(seen.losses)

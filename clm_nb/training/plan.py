@@ -181,7 +181,7 @@ def new_trainer(self: TrainingPlan) -> Trainer:
         trainer.add_callback(TakeUp(trainer, self.resumed))
     return trainer
 
-
+# %% ../../nbs/training/plan.ipynb #51c1aabb-2
 @patch
 def train_until_stopped(
     self: TrainingPlan,

@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/runs.html.md"""
 
 # %% auto #0
 __all__ = ['lock_name', 'secret_settings', 'check_output_dir', 'write_run', 'put_files', 'digest', 'check_digests',
-           'describe_run', 'card_link', 'last_name', 'card_name', 'card_table', 'without_folders', 'write_card']
+           'describe_run', 'card_link', 'without_folders', 'card_name', 'card_table', 'write_card']
 
 # %% ../../nbs/training/runs.ipynb #imports
 import hashlib
@@ -155,21 +155,26 @@ def card_link(
     return name
 
 # %% ../../nbs/training/runs.ipynb #df9d12d8
-def last_name(
-    name: str, # of anything
-) -> str: # of a path, what stands behind the last slash
-    "A name without the folders of this machine"
-    is_absolute = PureWindowsPath(name).root or name.startswith("~")
-    return PureWindowsPath(name).name if is_absolute or is_path(name) else name
+def without_folders(
+    value, # of settings: dicts, lists, texts and numbers
+): # the same; of a path of this machine, only what stands behind the last slash
+    "Settings without the folders of this machine"
+    if isinstance(value, dict):
+        return {name: without_folders(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [without_folders(each) for each in value]
+    rooted = isinstance(value, str) and (PureWindowsPath(value).root or value.startswith("~"))
+    return PureWindowsPath(value).name if rooted else value
 
-
+# %% ../../nbs/training/runs.ipynb #card-name
 def card_name(
     name: str | dict, # of a model, a data set or a folder; {split: file}
 ) -> str: # one line, without backticks
     "A name as it stands in the card"
     if isinstance(name, dict):
         return ", ".join(map(card_name, name.values()))
-    shown = "".join(c if c.isprintable() else " " for c in last_name(name))
+    last = PureWindowsPath(name).name if is_path(name) else without_folders(name)
+    shown = "".join(c if c.isprintable() else " " for c in last)
     return " ".join(shown.replace("`", "'").split())
 
 # %% ../../nbs/training/runs.ipynb #c273c463
@@ -184,18 +189,6 @@ def card_table(
     return ["| held out | loss (nats per token) | perplexity |", "| --- | ---: | ---: |", *losses]
 
 # %% ../../nbs/training/runs.ipynb #3aa11ffb
-def without_folders(
-    value, # of settings: dicts, lists, texts and numbers
-): # the same, with last names only
-    "Settings without the folders of this machine"
-    if isinstance(value, dict):
-        return {name: without_folders(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [without_folders(each) for each in value]
-    rooted = isinstance(value, str) and (PureWindowsPath(value).root or value.startswith("~"))
-    return last_name(value) if rooted else value
-
-
 def write_card(
     folder, # the run folder, with its `run.json`
 ):

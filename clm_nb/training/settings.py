@@ -228,11 +228,6 @@ def check_amounts(
     settings: dict, # from `training_settings`
 ):
     "`ValueError` for a number that no training can have, and for a run without steps"
-    counts = ("per_device_train_batch_size", "per_device_eval_batch_size",
-              "gradient_accumulation_steps")
-    for name in counts:
-        if settings.get(name, 1) < 1:
-            raise ValueError(f"{name}={settings[name]} is no batch. Use 1 or more.")
     for name in sorted(limits.keys() & settings.keys()):
         check_number(name, settings[name])
     if settings.get("max_steps", -1) < 1 and settings["num_train_epochs"] <= 0:
@@ -262,8 +257,10 @@ def training_arguments(
     check_report(settings.get("report_to"))
     workers = settings.get("dataloader_num_workers")
     check_processes("dataloader_num_workers", workers, "multiprocessing")
+    betas = {name: float(settings[name]) for name in ("adam_beta1", "adam_beta2")
+             if name in settings} # AdamW refuses an int beside a float
     try:
-        args = TrainingArguments(str(output_dir), **settings)
+        args = TrainingArguments(str(output_dir), **settings | betas)
         try_optimizer(args)
     except Exception as error:
         raise ValueError(f"These settings can't be used: {first_line(error).rstrip('.')}. See "

@@ -230,7 +230,7 @@ def on_log(self: LiveTraining, args, state, control, logs=None, **kwargs):
     if self.draws and text:
         self.draw()
 
-
+# %% ../../nbs/training/watch.ipynb #4aa1f872-2
 @patch
 def end(self: LiveTraining):
     "The clock stops and the line in a terminal is closed, also where an error ends the run"

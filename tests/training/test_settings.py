@@ -79,7 +79,7 @@ def test_no_loss_is_summed_in_fp16(tmp_path):
 
 @pytest.mark.parametrize("asked,words", [
     (dict(metric_for_best_model="accuracy"), "metric_for_best_model='accuracy' isn't measured. Use 'loss' or 'perplexity'"),
-    (dict(metric_for_best_model="eval_bleu"), "isn't measured"), (dict(per_device_eval_batch_size=0), "is no batch"),
+    (dict(metric_for_best_model="eval_bleu"), "isn't measured"), (dict(per_device_eval_batch_size=0), "per_device_eval_batch_size=0 can't be used. Use a number from 1 to"),
     (dict(num_train_epochs=0), "trains nothing"), (dict(report_to="tensorbord"), "is no integration")], ids=str)
 def test_a_setting_that_would_fail_late_is_refused_at_the_door(asked, words, tmp_path):
     with pytest.raises(ValueError, match=words) as refused: training_arguments(tmp_path, **training_settings(**asked))
@@ -106,6 +106,8 @@ def test_workers_that_would_run_a_script_again_are_refused_at_the_door(tmp_path,
     ("learning_rate", -1.0), ("weight_decay", -1.0), ("adam_beta1", 1.0), ("adam_beta2", -0.5), ("adam_epsilon", 0.0), ("seed", -1), ("seed", 2**70),
     ("data_seed", -1), ("max_steps", 10**400), ("dataloader_num_workers", -1), ("dataloader_num_workers", 10**9), ("warmup_steps", float("inf")),
     ("per_device_train_batch_size", 10**30), ("neftune_noise_alpha", -1.0), ("label_smoothing_factor", 2.0), ("learning_rate", [1]),
+    ("learning_rate", "1e-3"), ("num_train_epochs", None), ("max_steps", "9"), ("seed", None), ("seed", 1.5), ("learning_rate", True), ("seed", True), ("per_device_train_batch_size", 2.5),
+    ("per_device_train_batch_size", "8"), ("gradient_accumulation_steps", None),
     ("lr_scheduler_kwargs", "x"), ("lr_scheduler_type", "x"), ("torch_compile_backend", "x"), ("torch_compile_mode", "x"), ("optim", "galore_adamw"),
     ("accelerator_config", "not/there.json"), ("deepspeed", "not/there.json"), ("fsdp", "x"), ("gradient_checkpointing_kwargs", "{")], ids=str)
 def test_what_no_training_can_have_is_one_line_with_a_next_step(name, value, tmp_path):
@@ -113,6 +115,13 @@ def test_what_no_training_can_have_is_one_line_with_a_next_step(name, value, tmp
     with pytest.raises(ValueError, match="Use a number|Use 1 or more|--help_training") as error:
         training_arguments(tmp_path/"run", **training_settings(**{name: value}))
     assert "\n" not in str(error.value) and len(str(error.value)) < 600 and not (tmp_path/"run").exists()
+
+
+@pytest.mark.parametrize("given", [dict(adam_beta1=0), dict(adam_beta2=0), dict(label_smoothing_factor=1), dict(label_smoothing_factor=0.5), dict(data_seed=None),
+                                   dict(warmup_steps=0.1), dict(warmup_steps=3), dict(num_train_epochs=0.5), dict(learning_rate=1), dict(eval_steps=None)], ids=str)
+def test_what_a_training_can_have_is_taken_as_it_was_given(given, tmp_path):
+    args = training_arguments(tmp_path, **training_settings(**given))
+    assert {name: getattr(args, name) for name in given} == given
 
 
 def types(model): return {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
