@@ -140,7 +140,7 @@ def with_packed_layers(
 
 # %% ../../nbs/model/inference.ipynb #628731e3
 class DrawFromTop(LogitsProcessor):
-    "A logits processor that draws: the token drawn is left with 0, all others with -inf"
+    "A logits processor that draws: the token drawn gets the score infinity, in place"
     def __init__(self,
         temperature: float, # as for `generate`
         top_k: int, # as for `generate`; not 0
@@ -156,7 +156,7 @@ class DrawFromTop(LogitsProcessor):
         likeliest, ids = scores.float().topk(min(self.top_k, scores.shape[-1]))
         probabilities = sampling_probabilities(likeliest, self.temperature, top_p=self.top_p)
         drawn = torch.multinomial(probabilities, 1)
-        return torch.full_like(scores, -math.inf).scatter_(1, ids.gather(1, drawn), 0)
+        return scores.scatter_(1, ids.gather(1, drawn), math.inf)
 
 # %% ../../nbs/model/inference.ipynb #e1bea3a4
 before_drawing = {
