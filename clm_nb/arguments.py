@@ -33,7 +33,7 @@ def boolean(
     "A yes or no from the command line"
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    raise argparse.ArgumentTypeError(f"{text!r} is no yes or no. Write true or false")
 
 
 def number(
@@ -271,13 +271,12 @@ def check_yaml(
     "Whether it is small and flat, so that reading it fills no memory"
     from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, parse
     if len(data) > 1e5:
-        raise ValueError("it is too large for arguments. Data is for --dataset_name")
+        raise ValueError("it is too large for arguments. Give data as --dataset_name")
     depth = 0
     for event in parse(data):
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if depth > 9 or isinstance(event, AliasEvent):
-            raise ValueError("it is nested too deeply, or says *name for a part of itself. "
-                             "Write one `name: value` a line")
+            raise ValueError("it is nested too deeply, or says *name for a part of itself")
 
 # %% ../nbs/arguments.ipynb #9afbfed7
 def file_flags(
@@ -293,9 +292,10 @@ def file_flags(
         check_yaml(data)
         given = yaml.safe_load(data)
     except (yaml.YAMLError, ValueError) as error:
-        remedy = " Save it as UTF-8." if isinstance(error, yaml.reader.ReaderError) else ""
+        is_text = not isinstance(error, yaml.reader.ReaderError)
+        remedy = "Write one `name: value` a line" if is_text else "Save it as UTF-8"
         why = " ".join(str(error).split())
-        raise ValueError(f"{path} can't be read as YAML: {why}.{remedy}") from error
+        raise ValueError(f"{path} can't be read as YAML: {why}. {remedy}.") from error
     if not isinstance(given, dict):
         raise ValueError(f"{path} holds no arguments. Write one `name: value` a line.")
     flags = []

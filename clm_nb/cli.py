@@ -28,26 +28,25 @@ from .training_commands import demo_command, demo_parser, train_command, train_p
 # %% ../nbs/10_cli.ipynb #cf3169d8
 def _source(folder) -> dict:
     "What the run in `folder` was trained on: the data's name and options, block size and seed"
-    path = Path(folder or "", "run.json")
-    if not folder or not path.exists():
+    if not folder or not Path(folder, "run.json").exists():
         return {}
-    run = json.loads(path.read_bytes())
-    source = run.get("source") or {}
-    if not source.get("dataset_name"):
+    from clm_nb.training.run_json import saved_run
+    run = saved_run(folder)
+    source = run.get("source", {})
+    if not source.get("dataset_name") or not run.keys() >= {"block_size", "seed"}:
         return {}
     return dict(dataset_name=source["dataset_name"], block_size=run["block_size"],
-                seed=run["seed"], **source.get("data", {}))
+                seed=run["seed"], **source.get("data") or {})
 
 # %% ../nbs/10_cli.ipynb #7ab406a9
 def _before(folder) -> dict:
     "What the model of the run in `folder` had on the same blocks before it was trained"
     from clm_nb.core import Perplexity
-    before = json.loads(Path(folder, "run.json").read_bytes()).get("before")
-    if not before:
+    from clm_nb.training.run_json import saved_run
+    before = saved_run(folder).get("before", {})
+    if None in map(before.get, ("loss", "tokens")):
         return {}
-    known = {f.name: before[f.name] for f in fields(Perplexity)}
-    if known["loss"] is None:
-        return {}
+    known = {f.name: before.get(f.name) for f in fields(Perplexity)}
     return {"before training": Perplexity(**known)}
 
 # %% ../nbs/10_cli.ipynb #30559c41
@@ -290,7 +289,7 @@ def main(
         return getattr(stopped, "status", 130)
     except BrokenPipeError:
         return _nobody_reads()
-    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError) as error:
+    except (ValueError, OSError, RuntimeError, TypeError, ArithmeticError, MemoryError) as error:
         if given.traceback:
             raise
         print(f"clm_nb: {plain_text(' '.join(str(error).split()))}", file=sys.stderr)

@@ -15,7 +15,6 @@ __all__ = ['tutorial_choices', 'prepare', 'finish', 'finetune', 'run_arguments',
            'distribution', 'GenerationApp', 'NextTokenExplorer', 'RunApp', 'run_app', 'write_report']
 
 # %% ../nbs/09_core.ipynb #imports
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastcore.basics import patch
 
 from .ledger import Ledger, check_ledger
 from .data.cache import clear_cache, sweep_cache
-from .data.files import first_line
+from .data.faults import first_line
 from .data.hub import pinned
 from .data.tokenizer import load_tokenizer, train_tokenizer
 from .load import load_corpus, read_corpus
@@ -36,6 +35,7 @@ from .perplexity import document_perplexities, perplexity, token_losses
 from .generate import generate, stream
 from .training.waiting import StageTimes
 from .training.settings import check_dtype, training_arguments, training_settings
+from .training.run_json import saved_run
 from .training.runs import check_digests, check_output_dir, write_card, write_run
 from .training.share import check_hub
 from .training.hold import check_free, hold
@@ -125,8 +125,8 @@ tutorial_choices = dict(add_eos=False, allow_special=True, remainder="batch")
 def _names(model_name: str | None, config_name: str | None, tokenizer_name: str | None) -> tuple:
     "(model, config, tokenizer) names; the embedded model where neither model nor config is named"
     if model_name and config_name:
-        raise ValueError("Both model_name_or_path and config_name are given. A config makes a new "
-                         "model; name one of the two.")
+        raise ValueError("Both model_name_or_path and config_name are given. Name one of the two: "
+                         "a config makes a new model.")
     if config_name and not tokenizer_name:
         raise ValueError("config_name= makes a new model. Name its tokenizer_name= too.")
     if not config_name:
@@ -353,30 +353,15 @@ def finetune(
     plan = _plan(start, tokenizer, blocks, ledger, times, training)
     return plan.foresee() if preflight else _carry_out(plan, start, room, times)
 
-# %% ../nbs/09_core.ipynb #25fdd162
-def _read_run(path: Path) -> dict:
-    "What `run.json` holds, or an error where that isn't enough to repeat the run"
-    path = path/"run.json" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} doesn't exist. Give the run.json of an earlier run, or "
-                                "its folder.")
-    try:
-        run = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} can't be read as JSON: {first_line(error)}") from error
-    missing = {"source", "training_arguments", "block_size", "data"} - set(run)
-    if not missing and not run["source"].get("dataset_name"):
-        missing = {"the name of its data (an object has none)"}
-    if missing:
-        raise ValueError(f"{path} can't be repeated: {sorted(missing)[0]} is not in it.")
-    return run
-
 # %% ../nbs/09_core.ipynb #39e24e8c
 def run_arguments(
     run_json, # `run.json`, or its folder
 ) -> dict: # arguments of `finetune`; pushing is left out
     "What to call `finetune` with to repeat a run"
-    run = _read_run(Path(run_json).expanduser())
+    run = saved_run(run_json, "source", "training_arguments", "block_size", "data")
+    if not run["source"].get("dataset_name"):
+        raise ValueError(f"{run_json} can't be repeated: its data was an object, which has no "
+                         "name. Give the data to finetune() again.")
     settings = {name: value for name, value in run["training_arguments"].items()
                 if not name.startswith(("hub_", "push_to_hub"))}
     return run["source"] | settings | dict(block_size=run["block_size"], data_digest=run["data"])

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from fastcore.basics import patch
 
-from .model.device import grants_bf16, keep_freed_memory
+from .model.device import grants_bf16, keep_freed_memory, memory_for
 from .model.activation import fused_gelu
 from .model.causal import check_causal, one_by_one
 from .model.inference import bf16_pays, DrawFromTop, draws_quickly
@@ -130,7 +130,8 @@ def run(
     cache = self.config.update(**cache) # takes `use_cache`, gives back what is no option
     model = self.model_to_run()
     options = dict(generation_config=self.config, **cache, **self.kwargs, **kwargs)
-    with fused_gelu(model) if self.quick else nullcontext():
+    with fused_gelu(model) if self.quick else nullcontext(), \
+            memory_for("fewer prompts or beams at a time, or a smaller max_new_tokens"):
         ids = model.generate(**inputs, **options)
     return ids[:, inputs["input_ids"].shape[1]:]
 
@@ -275,7 +276,7 @@ def stream(
     if not isinstance(prompt, str):
         prompt_list(prompt)
         kind = type(prompt).__name__
-        raise ValueError(f"prompt is a {kind}. One text can be streamed at a time.")
+        raise ValueError(f"prompt is a {kind}. Give one text: several can't be streamed at once.")
     beams = generate_kwargs.pop("num_beams", 1)
     options = dict(max_new_tokens=max_new_tokens, do_sample=do_sample, temperature=temperature,
                    top_k=top_k, top_p=top_p, num_beams=beams)

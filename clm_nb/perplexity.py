@@ -20,7 +20,8 @@ from datasets import Dataset, IterableDataset
 from fastcore.basics import patch
 
 from .data.tokenizer import token_bytes
-from .model.device import grants_bf16, keep_freed_memory
+from .model.device import grants_bf16, keep_freed_memory, memory_for
+from .model.options import is_count
 from .model.activation import fused_gelu
 from .model.causal import check_causal, check_model
 from .model.inference import bf16_pays
@@ -126,7 +127,7 @@ def text_window(
     if stride is None:
         stride = block_size//2
     if not 1 <= stride <= block_size:
-        raise ValueError(f"stride={stride} is not between 1 and block_size={block_size}.")
+        raise ValueError(f"stride={stride} can't be used. Use 1 to block_size={block_size}.")
     return block_size, stride
 
 # %% ../nbs/06_perplexity.ipynb #b3d0d42f
@@ -202,14 +203,15 @@ def scored_batches(
     bf16: bool = False, # matrix products in bf16
 ) -> Iterator[tuple]: # (losses, counted, bytes of text, documents); a row's bytes may be None
     "The losses of all rows, a batch at a time, as arrays"
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} holds no row. Use 1 or more.")
+    if not is_count(batch_size) or not 1 <= batch_size < 2**31:
+        raise ValueError(f"batch_size={batch_size} can't be used. Use a whole number, e.g. 8.")
     if model.device.type == "cpu":
         keep_freed_memory()
     sizes = None if tokenizer is None else token_bytes(tokenizer)
     score = Scorer(model, bf16)
     for batch, counted, documents in padded_batches(rows, batch_size):
-        losses = score(**batch).cpu().numpy()
+        with memory_for("a smaller batch_size or block_size"):
+            losses = score(**batch).cpu().numpy()
         nbytes = [None]*len(losses)
         if sizes is not None:
             nbytes = np.where(counted, sizes[batch["input_ids"][:, 1:]], 0).sum(1)

@@ -22,7 +22,7 @@ from .ledger import Ledger
 from .probe import tell, trouble, untested
 from .data.cache import cached_dataset, content_key, fingerprint, made_by
 from .data.processes import processes
-from .data.files import first_line
+from .data.faults import first_line
 from .data.objects import check_texts, splits_of
 from .data.tokenizer import check_tokenizer, document_affixes
 from .data.encoders import cut_json, encode_function, tokenizer_json

@@ -43,14 +43,14 @@ embedded_finetuning = dict(learning_rate=5e-4, warmup_steps=0.05, weight_decay=0
 def save_weights(
     trainer: Trainer, # after training
     folder: Path, # the run folder
-) -> None:
+) -> Path: # where they are: beside it, if somebody holds what is there
     "Model and tokenizer into a folder; what was there is replaced only by whole files"
     new = folder/f"{unfinished}model" # a name with _ is never pushed
     new.mkdir(exist_ok=True)
     try:
         trainer.save_model(str(new), _internal_call=True) # an outer call would push
         flush(new)
-        put_files(new, folder)
+        return put_files(new, folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"The model couldn't be saved into {folder} ({str(error)}). Make room, and "
                       "go on from the last checkpoint with resume_from_checkpoint=True.") from error
@@ -63,9 +63,10 @@ def save_run(
 ):
     "Save model and tokenizer into the run folder, then its figures, plot and card"
     folder, live = Path(trainer.args.output_dir), trainer.live
+    trainer.saved = folder, trainer.state
     if not trainer.is_world_process_zero():
         return
-    save_weights(trainer, folder)
+    trainer.saved = save_weights(trainer, folder), trainer.state
     history, share = trainer.state.log_history, live.utilisation
     write_run(folder, status="trained", steps=trainer.state.global_step, log_history=history,
               tokens_per_second=round(live.rate), train_seconds=round(live.seconds, 1),

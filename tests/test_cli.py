@@ -129,7 +129,7 @@ wrong = {
     "--per_device_train_batch_size 0": "batch_size", "--num_train_epochs -1": "num_train_epochs",
     "--resume_from_checkpoint nowhere": "nowhere",
     "--isolate_documents --remainder batch": "not the tutorial's way", "--dataset_config_name small": "no configuration 'small'",
-    "--isolate_documents --as_tutorial": "not the tutorial's way", "--as_tutorial maybe": "neither true nor false",
+    "--isolate_documents --as_tutorial": "not the tutorial's way", "--as_tutorial maybe": "Write true or false",
     "--dataset_name": "expected one argument",
     "--warmup_ratio 0.1": "Use warmup_steps", "--no_cuda": "Use use_cpu", "--learning_rat 1": "Do you mean learning_rate",
     "--preprocessing_num_workers 2": "Use num_proc", "--evaluation_strategy no": "Use eval_strategy",
@@ -347,7 +347,7 @@ def test_two_processes_make_one_run(run, folder, cache):
     for a, b in zip(losses(folder/"one"), losses(folder/"two"), strict=True): assert a == pytest.approx(b, abs=1e-4)
 
 
-@pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be repeated")])
+@pytest.mark.parametrize("content,message", [(None, "doesn't exist"), ("{", "can't be read as JSON"), ("{}", "can't be used without")])
 def test_a_run_json_that_tells_nothing_is_one_clear_line(content, message, run, folder):
     if content: (folder/"run.json").write_text(content, encoding="utf-8")
     status, out, err = run("train", "--from_run", folder/"run.json")

@@ -9,12 +9,12 @@ root = Path(__file__).resolve().parents[1]
 
 # A room imports only from rooms before it.
 order = """progress ledger probe
-data/valid_json data/secrets data/whole data/cache data/processes data/card data/files data/hub data/python_docs data/objects data/split data/leaks data/tokenizer data/encoders
+data/valid_json data/secrets data/whole data/cache data/processes data/faults data/card data/files data/hub data/python_docs data/objects data/split data/leaks data/tokenizer data/encoders
 load tokenize
 flatten group collate
 model/device model/model model/causal model/loss model/activation model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/inference
 perplexity generate
-training/waiting training/renamed training/amounts training/settings training/runs training/share training/hold training/checkpoint training/diverged training/charts training/throughput training/sampler training/watch
+training/waiting training/renamed training/amounts training/settings training/run_json training/runs training/share training/hold training/checkpoint training/diverged training/charts training/throughput training/sampler training/watch
 training/resume training/stop training/trial training/trainer training/lr_finder training/preflight training/plan
 train
 look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box

@@ -103,7 +103,7 @@ def clear_cache(
     unknown = sorted(set(kinds) - set(cache_kinds))
     if unknown:
         raise ValueError(f"{unknown[0]!r} is not a part of the cache. "
-                         f"Its parts: {', '.join(cache_kinds)}.")
+                         f"Name some of {', '.join(cache_kinds)}.")
     sizes = {kind: size for kind, size in cache_sizes().items() if not kinds or kind in kinds}
     if sizes and not (cache_dir()/"CACHEDIR.TAG").exists():
         raise ValueError(f"{cache_dir()} has no CACHEDIR.TAG: it wasn't made as a cache. "

@@ -15,6 +15,8 @@ from datasets import load_dataset_builder
 from huggingface_hub import metadata_load
 from yaml import YAMLError
 
+from .faults import first_line
+
 # %% ../../nbs/data/card.ipynb #card-configs
 _log = logging.getLogger("clm_nb")
 
@@ -44,7 +46,8 @@ def choose_config(
     "The configuration that is meant; `ValueError` where that can't be told"
     listed = ", ".join(configs)
     if name and name not in configs:
-        raise ValueError(f"{folder} has no configuration {name!r}. Its README.md names: {listed}.")
+        raise ValueError(f"{folder} has no configuration {name!r}. Name one of its README.md: "
+                         f"{listed}.")
     said = [one for one, told in configs.items() if told.get("default") or one == "default"]
     meant = [name] if name else said or list(configs)
     if len(meant) > 1:
@@ -70,7 +73,8 @@ def card_files(
         found = config.data_files.items()
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder}/README.md: the files of configuration {chosen!r} can't be "
-                         f"found: {str(error).splitlines()[0]}.") from error
+                         f"found: {first_line(error).rstrip('.')}. Give the files themselves."
+                         ) from error
     files = {str(split): [Path(file) for file in some] for split, some in found}
     options = {key: value for key, value in configs[chosen].items()
                if isinstance(value, (str, int, float)) and hasattr(config, key)

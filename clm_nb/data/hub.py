@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/data/hub.html.md"""
 
 # %% auto #0
 __all__ = ['hub_commit', 'hub_words', 'refusal', 'hub_copy', 'on_hub', 'pinned', 'read_hub', 'base_model_folder', 'base_or_other',
-           'local_or_hub']
+           'local_or_hub', 'not_loadable']
 
 # %% ../../nbs/data/hub.ipynb #3af27ba2
 import os
@@ -22,6 +22,7 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 
 import clm_nb
 from .secrets import check_no_address, without_secrets
+from .faults import first_line
 from .files import is_path
 
 # %% ../../nbs/data/hub.ipynb #27a79bcd
@@ -173,3 +174,13 @@ def local_or_hub(
                                 "Give the folder of a saved model or a Hub id.")
     commit = on_hub(str(name_or_path), "model", revision, token)
     return dict(revision=commit or revision, token=token, local_files_only=not commit)
+
+# %% ../../nbs/data/hub.ipynb #not-loadable-code
+def not_loadable(
+    name, # what a user gave
+    kind: str, # what was looked for, e.g. "tokenizer"
+    error: Exception, # what `from_pretrained` raised
+) -> ValueError: # to be raised
+    "The error for a folder or a repository without what was looked for"
+    return ValueError(f"{name} holds no {kind} that can be loaded: "
+                      f"{first_line(error).rstrip('.')}. Name a folder or a Hub id that has one.")

@@ -82,7 +82,7 @@ def find_text_column(
         return text_column
     if text_column is not None:
         raise ValueError(f"text_column={text_column!r} is not a text column of this data. "
-                         f"{listed_columns(dataset)}")
+                         f"Name one of these. {listed_columns(dataset)}")
     for name in usual_columns:
         if name in columns:
             return name

@@ -16,8 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from ..progress import few_lines
-from .files import first_line
-from .hub import base_or_other, local_or_hub
+from .hub import base_or_other, local_or_hub, not_loadable
 
 _log = logging.getLogger("clm_nb")
 
@@ -52,8 +51,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, **kwargs)
     except Exception as e:  # tokenizers raises bare ones for a broken file
-        raise ValueError(f"{name_or_path} holds no tokenizer that can be loaded: "
-                         f"{first_line(e)}") from e
+        raise not_loadable(name_or_path, "tokenizer", e) from e
     if not tokenizer.is_fast:
         raise ValueError(f"{name_or_path} has no fast tokenizer (tokenizer.json). "
                          "Convert it, or name another tokenizer.")

@@ -221,7 +221,7 @@ def loss_map(
     block_size, stride = check_window(models, tokenizer, block_size, stride)
     vocab_size = model.config.get_text_config().vocab_size
     if not 1 <= n_preferred <= vocab_size:
-        raise ValueError(f"n_preferred={n_preferred} is not between 1 and {vocab_size:,}.")
+        raise ValueError(f"n_preferred={n_preferred} can't be shown. Use 1 to {vocab_size:,}.")
     ids, sizes = document_ids(tokenizer, text, add_eos), token_bytes(tokenizer)
     spell, special = speller(tokenizer), set(tokenizer.all_special_ids)
     pieces = [spell(i) for i in ids.tolist()]

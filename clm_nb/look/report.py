@@ -17,6 +17,7 @@ from pathlib import Path
 from ..ledger import ledger_from_dict
 from ..data.whole import written_whole
 from ..training.charts import training_chart
+from ..training.run_json import saved_run
 from .flow import ledger_flow
 
 # %% ../../nbs/look/report.ipynb #c26abd11
@@ -73,10 +74,11 @@ def measured_row(
 ) -> list[str]: # cells
     "A perplexity with its uncertainty"
     interval = measured.get("interval")
-    known = interval and None not in interval
+    known = interval and len(interval) == 2 and None not in interval
     between = "{:,.2f} – {:,.2f}".format(*interval) if known else "–"
-    return [f"{name} training", shown_number(measured["perplexity"], ",.2f"), between,
-            shown_number(measured["loss"], ".4f"), f"{measured['tokens']:,}"]
+    perplexity, loss, tokens = map(measured.get, ("perplexity", "loss", "tokens"))
+    return [f"{name} training", shown_number(perplexity, ",.2f"), between,
+            shown_number(loss, ".4f"), shown_number(tokens, ",")]
 
 # %% ../../nbs/look/report.ipynb #eb93448f-2-2
 def report_outcome(
@@ -92,9 +94,9 @@ def evaluation_row(
     log: dict, # an entry of `log_history` with "eval_loss"
 ) -> list: # cells
     "The figures of one evaluation; what wasn't measured is a dash"
-    epoch, perplexity = log.get("epoch"), log.get("eval_perplexity")
-    return [log["step"], "–" if epoch is None else f"{epoch:.2f}", f"{log['eval_loss']:.4f}",
-            "–" if perplexity is None else f"{perplexity:,.2f}"]
+    step, epoch, loss, perplexity = map(log.get, ("step", "epoch", "eval_loss", "eval_perplexity"))
+    return [shown_number(step, ","), shown_number(epoch, ".2f"), shown_number(loss, ".4f"),
+            shown_number(perplexity, ",.2f")]
 
 
 def report_training(
@@ -104,14 +106,15 @@ def report_training(
     history = run.get("log_history") or []
     if not history:
         return ""
-    speed = (f"<p>{run['steps']:,} steps in {run['train_seconds']:,.1f} s: "
-             f"{run['tokens_per_second']:,} tokens/s")
+    steps, seconds, rate = map(run.get, ("steps", "train_seconds", "tokens_per_second"))
+    speed = (f"<p>{shown_number(steps, ',')} steps in {shown_number(seconds, ',.1f')} s: "
+             f"{shown_number(rate, ',')} tokens/s")
     if run.get("utilisation"):
         speed += f", {run['utilisation']:.0%} of what matrix products reach on this machine"
     speed += ".</p>"
     rows = [evaluation_row(log) for log in history if "eval_loss" in log]
     table = report_table(["step", "epoch", "held-out loss", "perplexity"], rows) if rows else ""
-    return training_chart(history, run["steps"]) + speed + table
+    return training_chart(history, steps or len(history)) + speed + table
 
 # %% ../../nbs/look/report.ipynb #25f1a6aa
 def report_samples(
@@ -119,14 +122,15 @@ def report_samples(
 ) -> str: # HTML; "" where no text was drawn
     "What one prompt became before training, at each evaluation, and after"
     samples, prompt = run.get("samples") or {}, run.get("sample_prompt", "")
-    rows = [("before", samples["before"])] if "before" in samples else []
+    rows = [("before", samples.get("before"))]
     for sample in run.get("samples_by_step") or []:
-        rows.append((f"step {sample['step']:,}", prompt + sample["text"]))
-    if "after" in samples:
-        rows.append(("after", samples["after"]))
+        step, text = sample.get("step"), sample.get("text") or ""
+        rows.append((f"step {shown_number(step, ',')}", prompt + text))
+    rows = [(name, text) for name, text in [*rows, ("after", samples.get("after"))] if text]
     if not rows:
         return ""
-    given = f"<p>The prompt: {report_text(samples['prompt'])}</p>" if "prompt" in samples else ""
+    asked = samples.get("prompt")
+    given = f"<p>The prompt: {report_text(asked)}</p>" if asked else ""
     return given + "".join(f"<h3>{name}</h3>{report_text(text)}" for name, text in rows)
 
 # %% ../../nbs/look/report.ipynb #347f0ff4
@@ -217,9 +221,7 @@ def write_report(
         kind = type(folder).__name__
         raise TypeError(f"folder= is of the type {kind}. Name the folder of a run.")
     folder = Path(folder).expanduser()
-    if not (folder/"run.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no run.json. Name the folder of a run.")
-    page = report_html(json.loads((folder/"run.json").read_bytes()), views)
+    page = report_html(saved_run(folder), views)
     with written_whole(folder/"report.html") as new:
         new.write_text(page, encoding="utf-8")
     return folder/"report.html"

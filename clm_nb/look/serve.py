@@ -9,7 +9,7 @@ __all__ = ['Comparison', 'cached_copy', 'local_model', 'find_base', 'find_models
            'check_app', 'app_notebook', 'run_app']
 
 # %% ../../nbs/look/serve.ipynb #imports
-import json, os, tempfile, webbrowser
+import os, tempfile, webbrowser
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -17,9 +17,10 @@ from unittest import mock
 
 from fastcore.basics import patch
 
-from ..data.files import first_line
+from ..data.faults import first_line
 from ..data.tokenizer import load_tokenizer
 from ..model.model import load_model
+from ..training.run_json import saved_run
 from ..train import embedded_run
 from .html import LiveView, element
 from .generation_app import GenerationApp
@@ -80,13 +81,12 @@ def find_base(
     folder, # of a model, with a `run.json` if it is a run
 ) -> tuple[str | None, str]: # (name or folder, sentence): one of them is empty
     "What a run was trained from, or why that can't be shown"
-    path = Path(folder, "run.json").expanduser()
-    if not path.is_file():
-        return None, "It has no run.json that names the model it was trained from."
     try:
-        source = json.loads(path.read_text(encoding="utf-8")).get("source") or {}
+        source = saved_run(folder).get("source", {})
         name = source.get("model_name_or_path")
-    except (ValueError, AttributeError):
+    except FileNotFoundError:
+        return None, "It has no run.json that names the model it was trained from."
+    except ValueError:
         return None, "Its run.json can't be read."
     if source.get("config_name"):
         return None, "It was trained from scratch: there is no model before it."

@@ -6,13 +6,14 @@ Docs: https://clm-nb.github.io/clm_nb/model/device.html.md"""
 
 # %% auto #0
 __all__ = ['hardware_has_bf16', 'precision_asked', 'has_bf16', 'grants_bf16', 'cuda_runs', 'best_device', 'product_seconds',
-           'matmul_rate', 'device_and_precision', 'keep_freed_memory']
+           'matmul_rate', 'device_and_precision', 'keep_freed_memory', 'no_memory', 'memory_for']
 
 # %% ../../nbs/model/device.ipynb #imports
 import ctypes
 import os
 import sys
 import time
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -162,3 +163,26 @@ def keep_freed_memory():
     libc.mallopt(mmap_max, 0)
     libc.mallopt(trim_threshold, 2**31 - 1)
     libc.mallopt(top_pad, 2**26)
+
+# %% ../../nbs/model/device.ipynb #e384df27
+def no_memory(
+    error: Exception,
+) -> bool:
+    "Whether an error says that there is no memory left, on a GPU or for a CPU"
+    from accelerate.utils.memory import should_reduce_batch_size
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "bad_alloc" in str(error) or should_reduce_batch_size(error)
+
+# %% ../../nbs/model/device.ipynb #memory-for-code
+@contextmanager
+def memory_for(
+    smaller: str, # what takes less, e.g. "a smaller batch_size"
+):
+    "Inside, an error for want of memory says what takes less"
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not no_memory(error):
+            raise
+        raise MemoryError(f"There is not enough memory. Use {smaller}.") from error

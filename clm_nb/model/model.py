@@ -23,8 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from ..progress import few_lines
-from ..data.files import first_line
-from ..data.hub import base_model_folder, base_or_other, local_or_hub
+from ..data.hub import base_model_folder, base_or_other, local_or_hub, not_loadable
 from .device import device_and_precision
 
 # %% ../../nbs/model/model.ipynb #0ece2e4f
@@ -46,7 +45,7 @@ def load_config(
     except (FileNotFoundError, PermissionError, ConnectionError):
         raise
     except (OSError, ValueError) as e:
-        raise ValueError(f"{name} holds no model config that can be loaded: {first_line(e)}") from e
+        raise not_loadable(name, "model config", e) from e
     if tokenizer is not None:
         config.vocab_size = len(tokenizer)
         for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -153,6 +152,9 @@ def load_model(
     **kwargs, # passed to `AutoModelForCausalLM.from_pretrained`
 ): # `PreTrainedModel`, float32, in eval mode
     "The causal language model that goes by this name, or a new one with random weights"
+    if name_or_path is None and config_name is None and config is None:
+        raise ValueError("Nothing is named. Name a model, e.g. load_model('python-docs-gpt2'), or "
+                         "a config_name= for a new one.")
     if name_or_path is None:
         code = dict(trust_remote_code=kwargs.get("trust_remote_code", False))
         config = config or load_config(config_name, tokenizer, revision, token, **code)
@@ -168,8 +170,7 @@ def load_model(
         model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True,
                                                             **kwargs)
     except (OSError, ValueError, SafetensorError) as e:
-        raise ValueError(f"{name_or_path} holds no causal language model that can be loaded: "
-                         f"{first_line(e)}") from e
+        raise not_loadable(name_or_path, "causal language model", e) from e
     check_whole(name_or_path, found)
     return name_loss(own_weights(model))
 

@@ -17,7 +17,8 @@ import numpy as np
 # %% ../../nbs/training/charts.ipynb #21eccc20
 def _points(history: list[dict], key: str) -> list[tuple]:
     "(step, value) of every finite value that was logged"
-    return [(log["step"], log[key]) for log in history if key in log and isfinite(log[key])]
+    found = [(log.get("step"), log.get(key)) for log in history]
+    return [point for point in found if None not in point and isfinite(point[1])]
 
 # %% ../../nbs/training/charts.ipynb #aa74d58b
 def perplexity_name(

@@ -26,12 +26,13 @@ from .settings import bring_weights, check_dtype, fit_batch
 from .settings import memory_is_limited, training_arguments
 from .runs import check_output_dir, describe_run, write_run
 from .share import check_hub
+from .run_json import read_run
 from .hold import check_free
 from .checkpoint import checkpoint_step, read_list
 from .diverged import TrainingDiverged
 from .sampler import Sampler
 from .resume import (Resumed, TakeUp, check_unfinished, plan_resume, planned_steps,
-                                    read_run, resume_choice, run_identity)
+                                    resume_choice, run_identity)
 from .stop import StopOnSignal, stopped
 from .trainer import make_trainer
 from .preflight import Preflight, check_disk, disk_bytes, preflight

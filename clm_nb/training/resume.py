@@ -6,7 +6,7 @@ Docs: https://clm-nb.github.io/clm_nb/training/resume.html.md"""
 
 # %% auto #0
 __all__ = ['may_change', 'may_change_prefixes', 'short_digest', 'run_identity', 'differences', 'check_fits', 'planned_steps',
-           'read_run', 'RunFinished', 'check_unfinished', 'resume_choice', 'find_checkpoint', 'Resumed', 'plan_resume',
+           'RunFinished', 'check_unfinished', 'resume_choice', 'find_checkpoint', 'Resumed', 'plan_resume',
            'scale_rates', 'renew_rates', 'TakeUp']
 
 # %% ../../nbs/training/resume.ipynb #395aa008
@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from xxhash import xxh3_128
 
 from ..tokenize import tokenizer_json
+from .run_json import read_run
 from .hold import hold
 from .throughput import rows_per_step
 from .checkpoint import (checkpoint_fault, checkpoint_step, newest_whole, read_list,
@@ -108,17 +109,6 @@ def planned_steps(
     return ceil(args.num_train_epochs*max(1, ceil(batches/args.gradient_accumulation_steps)))
 
 # %% ../../nbs/training/resume.ipynb #finished-code
-def read_run(
-    folder: Path, # a run folder
-) -> dict: # empty where there is none that can be read
-    "What `run.json` says"
-    try:
-        run = json.loads((Path(folder)/"run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return run if isinstance(run, dict) else {}
-
-
 class RunFinished(ValueError):
     "A run is to go on that has nothing left to do"
 

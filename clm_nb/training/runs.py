@@ -10,7 +10,6 @@ __all__ = ['lock_name', 'secret_settings', 'check_output_dir', 'write_run', 'put
 
 # %% ../../nbs/training/runs.ipynb #imports
 import hashlib
-import json
 import logging
 import os
 import platform
@@ -22,10 +21,12 @@ from huggingface_hub import ModelCardData
 from ..ledger import Ledger, ledger_to_dict
 from ..data.whole import leftovers, written_whole
 from ..data.cache import made_by
-from ..data.files import first_line, is_path
+from ..data.faults import first_line
+from ..data.files import is_path
 from ..data.secrets import without_secrets
 from ..data.valid_json import to_json
 from ..model.device import device_and_precision
+from .run_json import saved_run
 
 # %% ../../nbs/training/runs.ipynb #runs-log
 _log = logging.getLogger("clm_nb")
@@ -66,7 +67,7 @@ def write_run(
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {}
     if path.exists() and not new_run:
-        known = json.loads(path.read_bytes())
+        known = saved_run(path)
     with written_whole(path) as new:
         new.write_text(to_json(known | entries, indent=2), encoding="utf-8")
 
@@ -183,7 +184,7 @@ def card_table(
 ) -> list[str]: # lines of Markdown
     "Losses and perplexities on held-out text, those that are known"
     known = [name for name in ("before", "after")
-             if run.get(name, {}).get("perplexity") is not None]
+             if None not in map(run.get(name, {}).get, ("loss", "perplexity"))]
     losses = [f"| {name} | {run[name]['loss']:.4f} | {run[name]['perplexity']:.2f} |"
               for name in known]
     return ["| held out | loss (nats per token) | perplexity |", "| --- | ---: | ---: |", *losses]
@@ -194,7 +195,7 @@ def write_card(
 ):
     "Write the model card, `README.md`: what the model was made of, how, and what came of it"
     folder = Path(folder).expanduser()
-    run = json.loads((folder/"run.json").read_bytes())
+    run = saved_run(folder, "source", "clm_nb", "parameters", "block_size", "training_arguments")
     source = run["source"]
     base, data = source.get("model_name_or_path"), source.get("dataset_name")
     metadata = ModelCardData(library_name="transformers", pipeline_tag="text-generation",

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from fastcore.basics import patch
 
-from ..data.files import first_line
+from ..data.faults import first_line
 from ..model.model import context_length, forward_kept
 from ..model.sampling import prompt_ids
 from ..generate import generate

@@ -6,8 +6,8 @@ Docs: https://clm-nb.github.io/clm_nb/training/settings.html.md"""
 
 # %% auto #0
 __all__ = ['granted_settings', 'check_open', 'check_given', 'training_settings', 'check_dtype', 'short_types', 'bring_weights',
-           'step_loss', 'no_memory', 'step_fits', 'memory_is_limited', 'fit_batch', 'check_report', 'check_amounts',
-           'check_metric', 'training_arguments']
+           'step_loss', 'step_fits', 'memory_is_limited', 'fit_batch', 'check_report', 'check_amounts', 'check_metric',
+           'training_arguments']
 
 # %% ../../nbs/training/settings.ipynb #imports
 import logging
@@ -16,14 +16,13 @@ from contextlib import nullcontext
 from dataclasses import fields
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from transformers import TrainingArguments
 from transformers.integrations import integration_utils
 
-from ..data.files import first_line
+from ..data.faults import first_line
 from ..data.processes import check_processes
 from ..data.secrets import without_secrets
-from ..model.device import device_and_precision, grants_bf16
+from ..model.device import device_and_precision, grants_bf16, no_memory
 from ..model.loss import fused_loss
 from .amounts import check_number, limits, try_optimizer
 from .renamed import check_clipping, check_names, check_optimizer
@@ -135,15 +134,6 @@ def step_loss(
     if args.fp16 or args.n_gpu > 1:
         return nullcontext(False)
     return fused_loss(model)
-
-# %% ../../nbs/training/settings.ipynb #e384df27
-def no_memory(
-    error: Exception,
-) -> bool:
-    "Whether an error says that there is no memory left, on a GPU or for a CPU"
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return "bad_alloc" in str(error) or should_reduce_batch_size(error)
 
 # %% ../../nbs/training/settings.ipynb #step-fits-code
 def step_fits(

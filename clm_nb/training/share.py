@@ -11,6 +11,7 @@ __all__ = ['push_error', 'check_hub', 'push_in_background', 'listed_again', 'pus
 import logging
 import time
 from concurrent.futures import Future, wait
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Thread
 from unittest import mock
@@ -32,7 +33,7 @@ def push_error(
         return error # a file of ours, a wrong name, a bug
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 403 and hub_words(error):  # e.g. that the storage is full
-        return PermissionError(f"the Hub refused (403){hub_words(error)}")
+        return PermissionError(f"the Hub refused (403){hub_words(error)}.")
     if status in (401, 403):
         return PermissionError(f"the Hub refused ({status}). Check hub_token= and hub_model_id=, "
                                "or log in again (`hf auth login`).")
@@ -52,7 +53,7 @@ def check_hub(
         hf_raise_for_status(get_session().get(url, headers=headers, timeout=4))
     except Exception as e:
         error = push_error(e)
-        raise type(error)(f"push_to_hub: {error}") from e
+        raise type(error)(f"push_to_hub: {error} Try again, or leave push_to_hub out.") from e
 
 # %% ../../nbs/training/share.ipynb #fac2d076
 def push_in_background(
@@ -111,6 +112,7 @@ def push_answer(
 class HubTrainer(Trainer):
     "`Trainer` whose pushes can fail without harm, and hold no pickle"
     pushes = () # every `Future` so far; each waits for the ones before
+    saved = None, None # (folder with the model, `Trainer.state` that it was saved in)
 
 
 @patch
@@ -128,7 +130,8 @@ def init_hf_repo(self:HubTrainer, *args, **kwargs):
     try:
         push_answer(push_in_background(lambda: make(*args, **kwargs), ()), name)
     except OSError as error:
-        raise type(error)(f"push_to_hub to {name!r}: {error}") from error
+        raise type(error)(f"push_to_hub to {name!r}: {error} Try again, or leave push_to_hub "
+                          "out.") from error
 
 # %% ../../nbs/training/share.ipynb #ea476540
 @patch
@@ -165,18 +168,32 @@ def _push_from_checkpoint(self:HubTrainer, checkpoint_folder):
 def _finish_current_push(self:HubTrainer):
     "The last push waits for the ones before, and training waits for none"
 
+# %% ../../nbs/training/share.ipynb #saved-in
+@patch(as_prop=True)
+def saved_in(
+    self:HubTrainer,
+): # a `Path`; None: it wasn't saved since it was trained
+    "The folder where the trained model is"
+    folder, state = self.saved
+    return folder if state is self.state else None
+
 # %% ../../nbs/training/share.ipynb #da4d6718
 @patch
 def push_to_hub(self:HubTrainer, commit_message="End of training", blocking=True, **kwargs):
     "Push the run folder; the `Future` of it where `blocking` is False"
-    with self._background():
+    folder = self.args.output_dir
+    name = self.hub_model_id or Path(folder).name
+    later = f"hf upload {name} {folder} . --exclude 'checkpoint-*/*'"
+    if self.saved_in and self.saved_in != Path(folder):
+        raise OSError(f"{self.saved_in} holds the trained model, and {folder} an earlier one. So "
+                      f"it was not pushed to {name!r}. Move its files there, then push: {later}")
+    saved = mock.patch.object(self, "save_model") if self.saved_in else nullcontext()
+    with self._background(), saved:
         job = super(HubTrainer, self).push_to_hub(commit_message, False, **kwargs)
     if not blocking or job is None:
         return job
     try:
-        return push_answer(job, self.hub_model_id)
+        return push_answer(job, name)
     except OSError as error:
-        folder, name = self.args.output_dir, self.hub_model_id
         raise type(error)(f"{folder} holds the trained model, but it was not pushed to {name!r}: "
-                          f"{error} Push it later: hf upload {name} {folder} . "
-                          "--exclude 'checkpoint-*/*'") from error
+                          f"{error} Push it later: {later}") from error

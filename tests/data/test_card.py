@@ -60,7 +60,7 @@ def test_a_changed_file_is_read_anew_and_test_rows_stay_test_rows(folder, cache)
 
 @pytest.mark.parametrize("configs,name,message", [
     ("- config_name: x\n  data_files: b.jsonl\n- config_name: y\n  data_files: a/1.jsonl", None, "several configurations: x, y. Name one"),
-    ("- config_name: x\n  data_files: b.jsonl", "z", "no configuration 'z'. Its README.md names: x"),
+    ("- config_name: x\n  data_files: b.jsonl", "z", "no configuration 'z'. Name one of its README.md: x"),
     ("- config_name: x\n  data_files: gone.jsonl", None, "README.md: the files of configuration 'x' can't be found"),
     ("- config_name: x\n  data_files: [{split: train}]", None, "README.md"),
     ("- config_name: x\n  data_files: 7", None, "README.md"),

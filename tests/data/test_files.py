@@ -1,9 +1,10 @@
 "What people's files are like: splits of their own, odd names, other separators and encodings, damage"
-import codecs, gzip, json, os
+import codecs, gzip, io, json, os
 
 import datasets, pytest
 from datasets import load_dataset
 from clm_nb.cli import main
+from clm_nb.data.faults import has_null_record
 from clm_nb.data.files import csv_separator, split_of
 from clm_nb.load import load_corpus, read_corpus
 
@@ -121,7 +122,9 @@ damaged = {"latin.csv": ("text\na\nna\xefve".encode("latin-1"), "line 3 of latin
            "wide.txt": ("a\n\nb".encode("utf-16"), "line 1 of wide.txt isn't UTF-8"),
            "half.jsonl": (rows(texts) + '\n{"text": ', "line 21 of half.jsonl isn't JSON"),
            "cut.jsonl.gz": (packed[:4000], "cut.jsonl.gz is cut off"), "cut.txt.gz": (packed[:4000], "cut.txt.gz is cut off"),
-           "cut.csv.gz": (packed[:4000], "cut.csv.gz is cut off")}
+           "cut.csv.gz": (packed[:4000], "cut.csv.gz is cut off"),
+           "deep.jsonl": ('{"a":'*900 + "1" + "}"*900, "nested too deeply. Give flat records"),
+           "deep.json": ("["*100_000, "deep.json can't be read as json: .* Save it anew")}
 
 
 @pytest.mark.parametrize("name", damaged)
@@ -129,6 +132,28 @@ def test_a_damaged_file_is_one_line_that_names_file_and_line(name, tmp_path, cac
     content, message = damaged[name]
     with pytest.raises(ValueError, match=message) as error: load_corpus(put(tmp_path/name, content))
     assert "\n" not in str(error.value)
+
+
+null_records = {"first": b"null", "behind a mark": b"\xef\xbb\xbf\n null\n", "last": (rows(texts) + "\nnull\n").encode(),
+                "many": (rows(texts) + "\nnull"*20_000).encode(), "in a list": b'[null, {"text": "a"}]',
+                "in a list, spread": b'[\n {"text": "a"},\n null\n]'}
+records_with_null = {"a value": b'{"text": null}\n' + rows(texts).encode(), "spread": b'{"text": "a",\n "more": [1,\n null\n]}\n'*3,
+                     "in text": b'{"text": "}\\n null null"}\n{"text": "null"}', "in a list": b'[{"text": "a", "more": [null]}]'}
+
+
+@pytest.mark.parametrize("end", [".jsonl", ".json", ".jsonl.gz"])
+@pytest.mark.parametrize("name", null_records)
+def test_a_null_in_the_place_of_a_record_ends_no_process(name, end, tmp_path, cache):
+    "pyarrow reads other memory there, and the system ends the program"
+    content = gzip.compress(null_records[name]) if end.endswith("gz") else null_records[name]
+    with pytest.raises(ValueError, match="a null in the place of a record. Take it out") as error: load_corpus(put(tmp_path/f"a{end}", content))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", [1, 7, 2**24])
+def test_a_null_is_seen_wherever_the_parts_end(part):
+    for content in null_records.values(): assert has_null_record(io.BytesIO(content), part)
+    for content in records_with_null.values(): assert not has_null_record(io.BytesIO(content), part)
 
 
 def test_files_for_training_and_testing(tmp_path, cache, capsys):
