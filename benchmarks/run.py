@@ -117,12 +117,16 @@ def goal(bf16: float | None, float32: float | None) -> float | None:
     return float32 if device_and_precision()[1] == "float32" else bf16
 
 
+def some(number: int) -> int: # of runs, steps or blocks: half of them without bf16, where each takes three times as long
+    return number if kind("") == "bf16" else -(-number//2)
+
+
 def preprocessing(scale: float, work: Path):
     "Records → flatten → tokenize → group → blocks on disk"
     peers = {"tutorial": ("the tutorial's code, num_proc=4", 40), "run_clm": ("run_clm.py's way, 2 processes", 20),
              "trl": ("TRL pack_dataset(strategy=\"wrapped\"), 2 processes", None)}
-    few, many, cost = max(20, round(5_000*scale)), max(200, round(50_000*scale)), {}
-    for n, times in ((few, 2), (many, 1)):
+    few, many, cost = max(20, round(5_000*scale)), max(200, round(some(50_000)*scale)), {}
+    for n, times in ((few, some(2)), (many, 1)):
         records = work/f"{n}"
         if error := measure("corpus", "made", folder=str(records), records=n).get("error"):
             yield report.note(f"{n:,} records", f"they can't be made: {error}")
@@ -130,7 +134,7 @@ def preprocessing(scale: float, work: Path):
         runs = side_by_side("preprocess", dict(ours=3) | dict.fromkeys(peers, times), corpus=records)
         what = f"{n:,} records, {report.median(runs['ours'], 'tokens')/1e6:.1f} M tokens"
         for peer, (name, target) in peers.items():
-            yield row(what, name, runs["ours"], runs[peer], target=target if n == many else None)
+            yield row(what, name, runs["ours"], runs[peer], target=target if n == 50_000 else None)
         cost[n] = [dict(seconds=1e6*run["seconds"]/run["tokens"]) for run in runs["ours"] if "error" not in run]
     runs = side_by_side("preprocess", dict.fromkeys(["ours", *peers], 1), corpus=records, memory=True, again=True)
     for peer, (name, _) in peers.items():
@@ -145,7 +149,7 @@ def preprocessing(scale: float, work: Path):
     if error := measure("corpus", "real", folder=str(work/"real")).get("error"):
         yield report.note("the real ELI5 sample, GPT-2's tokenizer", f"it can't be read: {error}")
         return
-    runs = side_by_side("preprocess", dict.fromkeys(["ours", "tutorial", "run_clm"], 3), corpus=work/"real", lazy=True)
+    runs = side_by_side("preprocess", dict.fromkeys(["ours", "tutorial", "run_clm"], some(3)), corpus=work/"real", lazy=True)
     for peer, target in (("tutorial", 10), ("run_clm", None)):
         what = "the real ELI5 sample, GPT-2's tokenizer"
         yield row(f"{what}, first pass", peers[peer][0], runs["ours"], runs[peer], target=target)
@@ -153,10 +157,6 @@ def preprocessing(scale: float, work: Path):
 
 
 trainers = {"trainer": "Trainer, its defaults", "sft": "TRL SFTTrainer, its defaults, packing"}
-
-
-def some(number: int) -> int: # of runs, steps or blocks: half of them without bf16, where each takes three times as long
-    return number if kind("") == "bf16" else -(-number//2)
 
 
 def training(scale: float, work: Path):
@@ -200,8 +200,8 @@ def generation(scale: float, work: Path):
     names = {"pipeline": "pipeline, one prompt after the other", "pipeline_batched": "pipeline, batch_size=16",
              "generate": "model.generate, one batch"}
     new = max(8, round(100*scale))
-    runs = side_by_side("generate", dict(ours=2, pipeline=1, pipeline_batched=1, generate=1), new=new,
-                        each=dict(pipeline_batched=dict(repeats=2), generate=dict(repeats=2)))
+    runs = side_by_side("generate", dict(ours=some(2), pipeline=1, pipeline_batched=some(2), generate=1), new=new,
+                        each=dict.fromkeys(["ours", "pipeline_batched", "generate"], dict(repeats=2)))
     for peer, called in names.items():
         aims = {"pipeline": goal(8, None), "pipeline_batched": goal(None, 2)}
         yield row(f"16 prompts, {new} tokens each", called, runs["ours"], runs[peer], target=aims.get(peer))
