@@ -53,7 +53,7 @@ def line_fault(
 # %% ../../nbs/data/faults.ipynb #null-code
 _blank = b"\xef\xbb\xbf \t\r\n"
 _null_first = re.compile(rb"(?:\xef\xbb\xbf)?\s*null\b")  # perhaps behind a byte order mark
-_null_next = re.compile(rb"\}\s+null\b")
+_null_next = re.compile(rb"\}[ \t\r]*\n\s*null\b")  # no text of JSON has a line break in it
 
 
 def has_null_record(

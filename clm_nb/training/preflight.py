@@ -76,11 +76,11 @@ def disk_bytes(
     args, # `TrainingArguments`
     rows: int, # to train on
 ) -> int:
-    "The most room that a run takes on the disk at any time"
+    "The most room that a run takes on the disk at any time, beside what is there"
     kept = times_done(args.save_strategy, args.save_steps, *steps_in_all(args, rows))
     if args.save_total_limit:
         kept = min(kept, args.save_total_limit + 1)
-    return kept*checkpoint_bytes(model) + 2*weight_bytes(model)
+    return kept*checkpoint_bytes(model) + weight_bytes(model)
 
 # %% ../../nbs/training/preflight.ipynb #5a7013ee
 def free_bytes(

@@ -138,7 +138,7 @@ null_records = {"first": b"null", "behind a mark": b"\xef\xbb\xbf\n null\n", "la
                 "many": (rows(texts) + "\nnull"*20_000).encode(), "in a list": b'[null, {"text": "a"}]',
                 "in a list, spread": b'[\n {"text": "a"},\n null\n]'}
 records_with_null = {"a value": b'{"text": null}\n' + rows(texts).encode(), "spread": b'{"text": "a",\n "more": [1,\n null\n]}\n'*3,
-                     "in text": b'{"text": "}\\n null null"}\n{"text": "null"}', "in a list": b'[{"text": "a", "more": [null]}]'}
+                     "in code": b'{"text": "if (x) { y } null; } null"}\n'*3, "in text": b'{"text": "}\\n null null"}\n{"text": "null"}', "in a list": b'[{"text": "a", "more": [null]}]'}
 
 
 @pytest.mark.parametrize("end", [".jsonl", ".json", ".jsonl.gz"])

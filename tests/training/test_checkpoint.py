@@ -8,7 +8,8 @@ from clm_nb.data.whole import leftovers
 from clm_nb.model.model import load_model
 from clm_nb.training.checkpoint import checkpoint_fault, newest_whole, read_list, seal
 from clm_nb.training.diverged import TrainingDiverged
-from clm_nb.training.resume import RunFinished, read_run
+from clm_nb.training.resume import RunFinished
+from clm_nb.training.run_json import read_run
 from clm_nb.training.stop import TrainingStopped
 from clm_nb.train import train
 from conftest import python
@@ -329,6 +330,28 @@ def test_preflight_says_what_then_happens_and_changes_nothing(tmp_path):
     written = sum(p.stat().st_size for p in (tmp_path/"run").rglob("*") if p.suffix in (".safetensors", ".pt"))
     assert said.steps == trainer.state.global_step and said.parameters == before.numel() - model.lm_head.weight.numel()
     assert written < said.disk < 4*written and said.tokens == 8*4*16
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_a_run_takes_the_disk_that_was_said(limit, tmp_path, monkeypatch):
+    "Looked at before each renaming and each deletion, in a new folder and in one with an earlier run"
+    from clm_nb.training.preflight import disk_bytes
+    sizes, folder = [], tmp_path/"run"
+    def room(): return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    def watched(call):
+        def wrapped(*args, **kwargs):
+            sizes.append(room())
+            return call(*args, **kwargs)
+        return wrapped
+    for module, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (shutil, "rmtree")): monkeypatch.setattr(module, name, watched(getattr(module, name)))
+    settings = steps | dict(save_total_limit=limit, optim="adamw_torch")
+    for _ in range(2):
+        before, model = room() if folder.exists() else 0, gpt2(n_embd=256)
+        trainer = run(folder, model, **settings)
+        said = disk_bytes(model, trainer.args, len(blocks["train"]))
+        assert said/1.25 < max(sizes) - before < 1.02*said
+        for path in folder.glob("checkpoint-*"): shutil.rmtree(path)
+        sizes.clear()
 
 
 @pytest.mark.parametrize("every", [3, 0.4, 0.07])
