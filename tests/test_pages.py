@@ -97,6 +97,13 @@ def test_nobody_scrolls_through_an_output(page):
     assert not {id: n for id, text in printed(page) if (n := text.count("\n")) > 45}
 
 
+def test_the_reference_leads_to_where_each_name_is():
+    from clm_nb._modidx import d
+    there = {at for names in d["syms"].values() for name, (at, _) in names.items()}
+    listed = re.findall(r"\(https://clm-nb\.github\.io/clm_nb/([\w/]+\.html#[\w.]+)\)", notebooks["reference"].read_text(encoding="utf-8"))
+    assert len(listed) > 500 and set(listed) <= there
+
+
 def test_a_promise_names_a_test_that_is_there():
     promised = re.findall(r"`::(test_\w+)`", notebooks["start/what_you_can_rely_on"].read_text(encoding="utf-8"))
     there = {name for path in Path(__file__).parent.rglob("test_*.py")
