@@ -30,6 +30,7 @@ from .load import load_corpus, read_corpus
 from .tokenize import tokenize
 from .flatten import flatten
 from .group import check_grouping, check_samples, first_blocks, group
+from .model.options import check_prompt
 from .model.model import check_fit, check_isolation, context_length, load_config, load_model
 from .perplexity import document_perplexities, perplexity, token_losses
 from .generate import generate, stream
@@ -210,6 +211,8 @@ def _check_start(start: _Start, tokenizer, block_size: int, prompt: str | None, 
     config = load_config(name, new_for, start.revision, start.token)
     check_fit(config, block_size, tokenizer)
     context = context_length(config) or float("inf")
+    if prompt is not None:
+        check_prompt(prompt)
     length = len(tokenizer(prompt, verbose=False).input_ids) if prompt else _first_tokens
     if length >= context:
         raise ValueError(f"The prompt's {length} tokens fill the model's context of {context}. "

@@ -24,7 +24,7 @@ from ..data.processes import check_processes
 from ..data.secrets import without_secrets
 from ..model.device import device_and_precision, grants_bf16, no_memory
 from ..model.loss import fused_loss
-from .amounts import check_number, limits, try_optimizer
+from .amounts import check_number, check_switch, limits, switches, try_optimizer
 from .renamed import check_clipping, check_names, check_optimizer
 
 # %% ../../nbs/training/settings.ipynb #9fce4917
@@ -60,6 +60,8 @@ def check_given(
     check_clipping(settings.get("max_grad_norm", 1.0))
     for name, value in settings.items():
         check_open(name, value)
+        if name in switches:
+            check_switch(name, value)
 
 # %% ../../nbs/training/settings.ipynb #d4cdae30
 def training_settings(
@@ -203,6 +205,8 @@ def check_report(
     if known is None:
         return # Trainer itself says so, later
     names = [report_to] if isinstance(report_to, str) else report_to or []
+    if not isinstance(names, (list, tuple)):
+        raise ValueError(f"report_to={report_to!r} can't be used. Use 'none', 'all', or names.")
     for name in names:
         if name in ("none", "all"):
             continue

@@ -109,10 +109,11 @@ def test_workers_that_would_run_a_script_again_are_refused_at_the_door(tmp_path,
     ("learning_rate", "1e-3"), ("num_train_epochs", None), ("max_steps", "9"), ("seed", None), ("seed", 1.5), ("learning_rate", True), ("seed", True), ("per_device_train_batch_size", 2.5),
     ("per_device_train_batch_size", "8"), ("gradient_accumulation_steps", None),
     ("lr_scheduler_kwargs", "x"), ("lr_scheduler_type", "x"), ("torch_compile_backend", "x"), ("torch_compile_mode", "x"), ("optim", "galore_adamw"),
+    ("bf16", {}), ("fp16", "false"), ("load_best_model_at_end", "yes"), ("use_cpu", 2), ("report_to", True), ("report_to", -1.5), ("report_to", {"x": 1}),
     ("accelerator_config", "not/there.json"), ("deepspeed", "not/there.json"), ("fsdp", "x"), ("gradient_checkpointing_kwargs", "{")], ids=str)
 def test_what_no_training_can_have_is_one_line_with_a_next_step(name, value, tmp_path):
     "Numbers out of bounds by their name; words by a trial of the optimiser, the schedule and the compiler"
-    with pytest.raises(ValueError, match="Use a number|Use 1 or more|--help_training") as error:
+    with pytest.raises(ValueError, match="Use a number|Use 1 or more|Use True or False|Use 'none', 'all', or names|--help_training") as error:
         training_arguments(tmp_path/"run", **training_settings(**{name: value}))
     assert "\n" not in str(error.value) and len(str(error.value)) < 600 and not (tmp_path/"run").exists()
 
