@@ -259,7 +259,7 @@ body { max-width: 75rem; margin: 0 auto; padding: 0 1rem }
 nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
 pre, .output_subarea { overflow-x: auto }
 .highlight pre, .celltag_flowing .output_area pre { white-space: pre-wrap; overflow-wrap: anywhere }
-.highlight pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+.highlight pre { background: #f8f8f8; padding: .6rem } .output_area pre { padding: .2rem .6rem }
 .only-github { display: none }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
