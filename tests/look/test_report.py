@@ -96,7 +96,7 @@ def test_an_older_report_stays_until_the_new_one_is_whole(tmp_path):
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no run.json"): write_report(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run.json doesn.t exist"): write_report(tmp_path)
 
 
 def test_a_view_that_fails_in_the_making_or_the_drawing_is_replaced_by_its_reason():
