@@ -464,12 +464,43 @@ def test_headings_are_in_order(nb, pages):
     assert all(after <= before + 1 or before >= 2 for before, after in zip(levels, levels[1:])), levels
 
 
+def test_what_stands_in_columns_keeps_them_and_the_rest_flows():
+    table = "         loss  tokens\nbefore   3.77  27,178\nafter    3.56  27,178"
+    assert docs.in_columns(table) and docs.in_columns("| a | b |\n| --- | --- |")
+    assert not docs.in_columns("A sentence.  And one more.\n  Another?  Yes.") and not docs.in_columns("{'a': 1,\n 'b': 2}")
+    stream = lambda text: nbformat.v4.new_output("stream", text=text)
+    cells = [nbformat.v4.new_code_cell("#| exports\nf()", outputs=[stream(text) for text in texts])
+             for texts in ([], ["A line."], [table], ["A line.", table])]
+    docs.let_flow(nb := nbformat.v4.new_notebook(cells=cells))
+    assert [docs.directives(c).get("classes") for c in nb.cells] == [None, "flowing", None, None]
+    assert all("#| exports" in c.source for c in nb.cells)
+
+
+@every_notebook
+def test_the_preview_shows_no_raw_markdown(nb, built):
+    "Backticks, and links around links: outside of code, and of views, which may show any text"
+    text = (built/"_docs"/docs.page(nb)).read_text(encoding="utf-8").partition("<main>")[2]
+    prose = [text.partition("<div class=\"cell")[0], *re.findall(r"<div class=\"(?:text_cell_render|output_markdown).*?</div>", text, flags=re.S)]
+    shown = re.sub(r"<[^>]*>", "", re.sub(r"<(pre|code|style)\b.*?</\1>", "", "\n".join(prose), flags=re.S))
+    assert not re.findall(r"[^\n]*`[^\n]*|\]\([^)\n]*\)", shown)
+
+
+def test_a_branch_and_a_split_carry_no_link(pages):
+    "`main` and `train` are functions as well, and nbdev makes a link of any backticked name that is one"
+    wrong = r"\[`main`\]\([^)]*\)|(?:split|branch)s? \[`\w+`\]|\[`train`\]\([^)]*\),? (?:and|or) (?:a )?`test`"
+    found = {p: re.findall(wrong, "\n".join(docs.markdowns(nb))) for p, nb in pages.items() if p.name != "10_cli.ipynb"}
+    assert not {p: f for p, f in found.items() if f and p.name != "reference.ipynb"}
+
+
 def test_no_page_of_the_preview_scrolls_sideways_on_a_phone(built):
+    "Nor does code, nor what is printed, unless it stands in columns"
     from browser import chromium, open_page
-    wide = {}
+    wide, cut = {}, {}
+    inside = "[...document.querySelectorAll('.highlight pre, .celltag_flowing .output_area pre')].filter(e => e.scrollWidth > e.clientWidth).length"
     with chromium() as browser:
         page = open_page(browser, width=390, height=800)
         for nb in notebooks:
             page.goto((built/"_docs"/docs.page(nb)).as_uri())
             if (width := page.evaluate("document.documentElement.scrollWidth")) > 390: wide[nb] = width
-    assert not wide
+            if count := page.evaluate(inside): cut[nb] = count
+    assert not wide and not cut

@@ -70,6 +70,40 @@ def test_no_progress_bar_of_a_library_is_left_in_what_a_page_shows(page):
             assert "\r" not in shown and not re.search("Loading weights|Generating .* split|Tokenizing:|Grouping:", shown), cell.id
 
 
+one_of_many = r"(?<![\d.,:] )(?<![\d.,:×+*/-])\b1 (?:tokens|records|documents|blocks|rows|steps|files|labels|texts|words|characters|bytes|tensors)\b"
+accidents = dict(
+    plural=one_of_many, folder=r"/tmp/tmp\w+|/root/|/home/(?!me\b)", graph=r"grad_fn=<",
+    object=r"^<(?:[\w.]+ object|function|Signature|generator)\b", warning=r"\w+Warning: ")
+known_accidents = {("07_generate", "plural")}  # "1 tokens can be drawn", in a column of numbers
+
+
+def printed(page):
+    "What the cells of a page print, with the cell's id; what is made for the eye has a text beside it, which nobody sees"
+    for cell in pages.cells(notebooks[page]):
+        if cell["cell_type"] != "code" or re.match(r"#\| *(hide|export\b)", cell["source"]): continue
+        for output in cell["outputs"]:
+            data = output.get("data", {})
+            yield cell["id"], "".join(output.get("text", "") or ("" if set(data) - {"text/plain"} else data.get("text/plain", "")))
+
+
+@pytest.mark.parametrize("page", notebooks)
+def test_a_page_prints_nothing_by_accident(page):
+    found = {(page, kind) for _, text in printed(page) for kind, wrong in accidents.items() if re.search(wrong, text, flags=re.M)}
+    assert found <= known_accidents
+
+
+@pytest.mark.parametrize("page", notebooks)
+def test_nobody_scrolls_through_an_output(page):
+    assert not {id: n for id, text in printed(page) if (n := text.count("\n")) > 45}
+
+
+def test_the_reference_leads_to_where_each_name_is():
+    from clm_nb._modidx import d
+    there = {at for names in d["syms"].values() for name, (at, _) in names.items()}
+    listed = re.findall(r"\(https://clm-nb\.github\.io/clm_nb/([\w/]+\.html#[\w.]+)\)", notebooks["reference"].read_text(encoding="utf-8"))
+    assert len(listed) > 500 and set(listed) <= there
+
+
 def test_a_promise_names_a_test_that_is_there():
     promised = re.findall(r"`::(test_\w+)`", notebooks["start/what_you_can_rely_on"].read_text(encoding="utf-8"))
     there = {name for path in Path(__file__).parent.rglob("test_*.py")

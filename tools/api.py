@@ -167,8 +167,10 @@ def mend(pages: dict) -> None:
                 output.data["text/markdown"] = relink(text, moved)
 
 
-def mend_files(paths: dict) -> None:
-    "The same for files {page.html: path}"
+def mend_files(paths: dict, also) -> None:
+    "The same for files {page.html: path}, and what `also` does to each notebook"
     pages = {page: nbformat.read(path, as_version=4) for page, path in paths.items()}
     mend(pages)
-    for page, path in paths.items(): nbformat.write(pages[page], path)
+    for page, path in paths.items():
+        also(pages[page])
+        nbformat.write(pages[page], path)

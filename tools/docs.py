@@ -205,6 +205,7 @@ def plain(
     nb.cells = [c for c in nb.cells if c.cell_type != "raw" and not c.source.startswith("<!-- WARNING")]
     for cell in nb.cells:
         cell.metadata = {"transient": {"remove_source": True}} if directives(cell).get("echo") == "false" else {}
+        if named := directives(cell).get("classes"): cell.metadata["tags"] = named.split()
         if cell.cell_type == "code": cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
     return nb
 
@@ -246,7 +247,7 @@ def readme(check: bool) -> int:
 
 # The site
 
-notice = "This is a plain preview: no search, no API styling, no switch between light and dark. Quarto builds the real site."
+notice = "This is a plain preview: no search, no API styling, formulas as LaTeX, no switch between light and dark. Quarto builds the real site."
 quarto_help = """Quarto is not installed, so this is a plain preview of every page. For the real site, install Quarto
 (https://quarto.org/docs/get-started/, a download without further requirements) and run `make docs` again."""
 
@@ -257,17 +258,18 @@ body { max-width: 75rem; margin: 0 auto; padding: 0 1rem }
 .columns { display: flex; gap: 2rem } nav { flex: 0 0 12rem } main { flex: 1; min-width: 0 }
 nav ul { list-style: none; padding-left: .8rem } nav b a, nav a { text-decoration: none } a { color: #1d6ec7 }
 pre, .output_subarea { overflow-x: auto }
-.input_area pre { background: #f6f6f6; padding: .6rem } .output_area pre { padding: .2rem .6rem }
+.highlight pre, .celltag_flowing .output_area pre { white-space: pre-wrap; overflow-wrap: anywhere }
+.highlight pre { background: #f8f8f8; padding: .6rem } .output_area pre { padding: .2rem .6rem }
 .only-github { display: none }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
-main :is(p, li) code { overflow-wrap: anywhere }
+main :is(p, li, td) code { overflow-wrap: anywhere } main td:has(> code) { min-width: 8rem }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
 @media (max-width: 50rem) { .columns { flex-direction: column-reverse } nav { flex: none } main { max-width: 100% } }
 @media (prefers-color-scheme: dark) {
   :root { color-scheme: dark } body { color: #ddd; background: #181818 } a { color: #79b8ff }
-  .input_area pre { background: #262626 } th, td { border-color: #444 }
+  .highlight pre { background: #262626 } th, td { border-color: #444 }
 }
 """
 
@@ -307,12 +309,28 @@ def preview_links(
     return re.sub(r'<h(\d)(?: id="[^"]*")?>(.*?)</h\1>', with_id, body, flags=re.S)
 
 
+def in_columns(
+    text: str, # what a cell printed
+) -> bool:
+    "Whether things stand one below another in it, as in a table: two lines with a gap that is no end of a sentence."
+    return len(re.findall(r"^.*[^\s.?!:] {2,}\S|^\|.*\|$", text, flags=re.M)) > 1
+
+
+def let_flow(
+    nb, # a processed notebook; changed in place
+):
+    "Let printed lines that are wider than the page go on below, where nothing stands in columns: messages, lists, texts."
+    for cell in nb.cells:
+        texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+        if any(texts) and not any(map(in_columns, texts)): cell.source = f"#| classes: flowing\n{cell.source}"
+
+
 def process() -> Path: # the folder of processed notebooks
     "What Quarto is given: nbdev's notebooks with our entries. nbdev-docs takes them as they are, since they are new."
     from nbdev.serve import proc_nbs
     os.chdir(root)
     proc = proc_nbs(n_workers=0, force=True)
-    api.mend_files({page(p.relative_to(proc)): p for p in notebooks(proc)})
+    api.mend_files({page(p.relative_to(proc)): p for p in notebooks(proc)}, also=let_flow)
     return proc
 
 
@@ -333,12 +351,13 @@ def preview(out: Path) -> list[Path]: # the pages written
         for o in (o for c in nb.cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})):
             o.data["text/markdown"] = re.sub(r"\)\{[^}]*\}", ")", o.data["text/markdown"]) # Pandoc's link attributes
         body = preview_links(exporter.from_notebook_node(plain(nb))[0], p)
+        subtitle = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(fm.get("description") or ""))
         (out/page(p)).parent.mkdir(parents=True, exist_ok=True)
         (out/page(p)).write_text(f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{html.escape(fm["title"])} · clm_nb</title><style>{css}</style></head><body>
 <p class="notice">{notice}</p><div class="columns"><nav>{nav(p, titles)}</nav><main>
-<h1>{html.escape(fm["title"])}</h1><p><i>{html.escape(fm.get("description") or "")}</i></p>
+<h1>{html.escape(fm["title"])}</h1><p><i>{subtitle}</i></p>
 {body}</main></div></body></html>
 """, encoding="utf-8")
     if (proc/"images").exists(): shutil.copytree(proc/"images", out/"images")

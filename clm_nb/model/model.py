@@ -111,7 +111,8 @@ def some_of(
 ) -> str:
     "How many there are, and the first of them"
     few = ", ".join(sorted(names)[:3])
-    return f"{len(names)} tensors ({few}{', …' if len(names) > 3 else ''})"
+    count = "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+    return f"{count} ({few}{', …' if len(names) > 3 else ''})"
 
 
 def check_whole(

@@ -162,7 +162,7 @@ def _rate_panel(history: list[dict], x: Callable, last: int) -> str:
         parts += [_rule(252), _text(56, 257, highest, "end"), _curve(points, x, y, "#009e73")]
     for tick in _ticks(0, last, 6):
         parts.append(_text(x(tick), 322, f"{tick:,g}"))
-    return "".join([*parts, _text(658, 322, "step", "start")])
+    return "".join([*parts, _text(726, 322, "step", "end")])
 
 
 def training_chart(

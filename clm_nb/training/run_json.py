@@ -37,7 +37,7 @@ def fault_in(
 ) -> str: # e.g. "before.loss is '3.77'"; empty: the value has that shape
     "The first place where a value isn't of the shape that it should have"
     found = []
-    if shape is object or value is None and (not shape or not isinstance(shape, (dict, list))):
+    if shape is object or value is None and (not shape or not isinstance(shape, dict)):
         return ""
     if isinstance(shape, dict) and isinstance(value, dict):
         for key, each in value.items():

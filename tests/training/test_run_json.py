@@ -1,7 +1,7 @@
 "A `run.json` that was edited, cut off or written by something else is one line wherever it is read, and harms nothing"
 import json
 import pytest
-from clm_nb.core import run_arguments, write_report
+from clm_nb.core import Perplexity, run_arguments, write_report
 from clm_nb.cli import main
 from clm_nb.look.serve import find_base
 from clm_nb.training.run_json import fault_in, read_run, run_shape, saved_run
@@ -17,6 +17,13 @@ def good(tmp_path_factory):
     run(folder := tmp_path_factory.mktemp("good")/"run", gpt2())
     write_run(folder, before=dict(loss=1.0, perplexity=2.7, tokens=9, interval=[1.0, None]), samples=dict(prompt="a", before="ab"))
     return json.loads((folder/"run.json").read_bytes())
+
+
+def test_what_a_run_on_a_single_held_out_block_wrote_is_read():
+    "One block has no spread, so there is no interval: null, in the place of a list"
+    figures = Perplexity(loss=1.0, tokens=7).to_dict()
+    assert figures["interval"] is None and not fault_in(dict(before=figures, after=figures), run_shape)
+    assert fault_in(dict(after=dict(interval="4")), run_shape)
 
 
 def places(run, at=()):
