@@ -134,7 +134,7 @@ def preprocessing(scale: float, work: Path):
         runs = side_by_side("preprocess", dict(ours=3) | dict.fromkeys(peers, times), corpus=records)
         what = f"{n:,} records, {report.median(runs['ours'], 'tokens')/1e6:.1f} M tokens"
         for peer, (name, target) in peers.items():
-            yield row(what, name, runs["ours"], runs[peer], target=target if n == 50_000 else None)
+            yield row(what, name, runs["ours"], runs[peer], target=target if n == many else None)
         cost[n] = [dict(seconds=1e6*run["seconds"]/run["tokens"]) for run in runs["ours"] if "error" not in run]
     runs = side_by_side("preprocess", dict.fromkeys(["ours", *peers], 1), corpus=records, memory=True, again=True)
     for peer, (name, _) in peers.items():

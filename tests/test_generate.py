@@ -309,7 +309,7 @@ def test_one_clear_line_before_any_work(function, options, message):
 
 def test_only_one_text_is_streamed():
     with pytest.raises(ValueError, match="Beam search has no text before its end"): stream(gpt2(), tokenizer(), "a", num_beams=3)
-    with pytest.raises(ValueError, match="One text"): stream(gpt2(), tokenizer(), prompts)
+    with pytest.raises(ValueError, match="Give one text"): stream(gpt2(), tokenizer(), prompts)
 
 
 def by_hand(p, temperature, top_k, top_p):
