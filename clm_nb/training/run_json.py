@@ -54,7 +54,8 @@ def fault_in(
 def saved_run(
     run_json, # `run.json`, or its folder
     *needed: str, # names that must be there
-) -> dict: # what is `null` is left out
+    nulls: bool = False, # with what is `null`
+) -> dict:
     "What `run.json` holds; `FileNotFoundError` or `ValueError` where that isn't what a run wrote"
     path = Path(run_json).expanduser()
     path = path/"run.json" if path.is_dir() else path
@@ -66,15 +67,16 @@ def saved_run(
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read as JSON: {first_line(error)}. Give the folder of "
                          "another run.") from error
+    known = run
     if isinstance(run, dict):
-        run = {name: value for name, value in run.items() if value is not None}
-    wrong = fault_in(run, run_shape)
+        known = {name: value for name, value in run.items() if value is not None}
+    wrong = fault_in(known, run_shape)
     if wrong:
         raise ValueError(f"{path} is damaged: {wrong}. Restore it, or give another run.")
-    lacking = [name for name in needed if name not in run]
+    lacking = [name for name in needed if name not in known]
     if lacking:
         raise ValueError(f"{path} can't be used without {lacking[0]}. Give another run.")
-    return run
+    return run if nulls else known
 
 # %% ../../nbs/training/run_json.ipynb #read
 def read_run(

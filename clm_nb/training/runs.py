@@ -67,7 +67,7 @@ def write_run(
     path.parent.mkdir(parents=True, exist_ok=True)
     known = {}
     if path.exists() and not new_run:
-        known = saved_run(path)
+        known = saved_run(path, nulls=True)
     with written_whole(path) as new:
         new.write_text(to_json(known | entries, indent=2), encoding="utf-8")
 

@@ -81,5 +81,7 @@ def test_what_is_added_to_a_damaged_file_destroys_nothing(tmp_path):
     (tmp_path/"run.json").write_text('{"before": 3.77}', encoding="utf-8")
     with pytest.raises(ValueError, match="before is 3.77"): write_run(tmp_path, steps=1)
     assert (tmp_path/"run.json").read_text(encoding="utf-8") == '{"before": 3.77}'
-    write_run(tmp_path, new_run=True, steps=1)
-    assert saved_run(tmp_path) == {"steps": 1}
+    write_run(tmp_path, new_run=True, steps=1, utilisation=None)
+    write_run(tmp_path, seed=2)
+    assert saved_run(tmp_path) == {"steps": 1, "seed": 2}
+    assert saved_run(tmp_path, nulls=True) == {"steps": 1, "utilisation": None, "seed": 2}
