@@ -19,7 +19,7 @@ _measured = dict(loss=_number, perplexity=_number, tokens=int, interval=[_number
                  standard_error=_number, bits_per_byte=_number)
 run_shape = dict(
     status=str, started=str, finished=bool, resumed=[{}], exact_loss=bool, clm_nb=str, machine={},
-    source=dict(dataset_name=(str, dict), model_name_or_path=str, config_name=str,
+    source=dict(dataset_name=(str, {str: str}), model_name_or_path=str, config_name=str,
                 tokenizer_name=str, revision=str, data={}),
     seed=int, block_size=int, parameters=int, data={str: str}, training_arguments={},
     ledger={str: {str: {str: int}}}, steps=int, tokens_per_second=_number, train_seconds=_number,
@@ -41,10 +41,14 @@ def fault_in(
         return ""
     if isinstance(shape, dict) and isinstance(value, dict):
         for key, each in value.items():
-            kind = shape.get(key, shape.get(str, object))
-            found.append(fault_in(each, kind, f"{name}.{key}" if name else key))
+            kind, place = shape.get(key, shape.get(str, object)), f"{name}.{key}" if name else key
+            lacks = each is None and key not in shape and str in shape
+            found.append(f"{place} is None" if lacks else fault_in(each, kind, place))
     elif isinstance(shape, list) and isinstance(value, list):
         found = [fault_in(each, shape[0], f"{name}[{i}]") for i, each in enumerate(value)]
+    elif isinstance(shape, tuple):
+        found = [fault_in(value, one, name) for one in shape]
+        return "" if "" in found else found[0]
     elif isinstance(shape, (dict, list)) or not isinstance(value, shape) \
             or isinstance(value, bool) != (shape is bool): # True counts as a number in Python
         return f"{name or 'all of it'} is {repr(value)[:40]}"

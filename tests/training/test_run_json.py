@@ -15,7 +15,8 @@ others = [None, "x", 5, -1.5, True, [], ["x"], [None], {}, {"x": {}}, [[]]]
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     run(folder := tmp_path_factory.mktemp("good")/"run", gpt2())
-    write_run(folder, before=dict(loss=1.0, perplexity=2.7, tokens=9, interval=[1.0, None]), samples=dict(prompt="a", before="ab"))
+    write_run(folder, source=dict(dataset_name={"train": "a.json", "test": "b.json"}, model_name_or_path="m", config_name=None, data={}),
+              before=dict(loss=1.0, perplexity=2.7, tokens=9, interval=[1.0, None]), samples=dict(prompt="a", before="ab"))
     return json.loads((folder/"run.json").read_bytes())
 
 
