@@ -164,7 +164,6 @@ def loader_options(
     "How a path is to be read"
     options = {} if loader == "parquet" else {"encoding": "utf-8-sig"}
     if sample_by is not None:
-        check_sample_by(sample_by, loader)
         return options | {"sample_by": sample_by}
     if loader == "text" and path.is_dir():
         return options | {"sample_by": "document"}
@@ -255,6 +254,8 @@ def read_local(
     loader, files = local_files(path, [*chain(*named.values())])
     if all(file.stat().st_size == 0 for file in files):
         raise ValueError(f"{path} is empty. Give a file with text in it.")
+    if sample_by is not None:
+        check_sample_by(sample_by, loader)
     check_records(loader, files)
     # a name is a name: what looks like a pattern in it is none
     names = {part: [glob.escape(str(file)) for file in found]
