@@ -118,7 +118,7 @@ def model_to_run(
     model.generation_config = self.config
     return model
 
-
+# %% ../nbs/07_generate.ipynb #run-code
 @patch
 def run(
     self: Job,
@@ -180,7 +180,7 @@ def generate(
 class NobodyReads(BaseException):
     "Raised in the working thread once nobody reads any more"
 
-
+# %% ../nbs/07_generate.ipynb #turns-code
 class Turns:
     "A streamer for `model.generate` whose thread works only while the reader waits"
     def __init__(self):

@@ -72,7 +72,7 @@ def test_no_progress_bar_of_a_library_is_left_in_what_a_page_shows(page):
 
 one_of_many = r"(?<![\d.,:] )(?<![\d.,:×+*/-])\b1 (?:tokens|records|documents|blocks|rows|steps|files|labels|texts|words|characters|bytes|tensors)\b"
 accidents = dict(
-    plural=one_of_many, folder=r"/tmp/tmp\w+|/root/|/home/(?!me\b)", graph=r"grad_fn=<",
+    plural=one_of_many, folder=r"/tmp/tmp\w+|/(?:root|home/(?!me\b)\w+)/", graph=r"grad_fn=<",
     object=r"^<(?:[\w.]+ object|function|Signature|generator)\b", warning=r"\w+Warning: ")
 
 

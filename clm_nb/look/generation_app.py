@@ -159,7 +159,7 @@ def columns(children: list, width: str, gap: str):
     layout = Layout(grid_template_columns=template, grid_gap=gap, width="100%")
     return GridBox(children, layout=layout)
 
-
+# %% ../../nbs/look/generation_app.ipynb #lay-out-code
 @patch
 def _lay_out(self: GenerationApp):
     "The app's widgets, one below the other"

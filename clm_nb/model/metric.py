@@ -151,13 +151,15 @@ class _Streaming:
         "Count one row. "
         self.add_batch(predictions=[prediction], references=[reference])
 
-    def compute(self, *, predictions=None, references=None):
-        "The mean over all tokens counted since the last `compute`. "
-        if predictions is not None:
-            self.add_batch(predictions=predictions, references=references)
-        sums, self.sums = self.sums or LossSums(), None
-        found = sums.result()
-        return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
+# %% ../../nbs/model/metric.ipynb #compute-code
+@patch
+def compute(self: _Streaming, *, predictions=None, references=None):
+    "The mean over all tokens counted since the last `compute`. "
+    if predictions is not None:
+        self.add_batch(predictions=predictions, references=references)
+    sums, self.sums = self.sums or LossSums(), None
+    found = sums.result()
+    return {"loss": found.loss, "perplexity": found.perplexity, "tokens": found.tokens}
 
 # %% ../../nbs/model/metric.ipynb #3eddf9e2
 def perplexity_metric(): # an `evaluate.Metric`; works offline, in constant memory
