@@ -9,10 +9,11 @@ __all__ = ['tutorial_choices', 'prepare', 'finish', 'finetune', 'run_arguments',
            'read_corpus', 'python_docs', 'split_corpus', 'leakage', 'remove_leaks', 'clear_cache', 'load_tokenizer',
            'train_tokenizer', 'flatten', 'tokenize', 'group', 'CausalCollator', 'BlockRows', 'load_model',
            'load_config', 'train', 'training_settings', 'embedded_run', 'CausalTrainer', 'LiveTraining', 'Sampler',
-           'loss_curve', 'find_lr', 'suggest_lr', 'check_hub', 'perplexity', 'document_perplexities', 'token_losses',
-           'Perplexity', 'perplexity_metric', 'baselines', 'kneser_ney', 'generate', 'stream', 'next_tokens',
-           'sampling_probabilities', 'show_blocks', 'show_batch', 'ledger_flow', 'loss_map', 'show_results',
-           'distribution', 'GenerationApp', 'NextTokenExplorer', 'RunApp', 'run_app', 'write_report']
+           'loss_curve', 'fit', 'push_each_epoch', 'find_lr', 'suggest_lr', 'check_hub', 'perplexity',
+           'document_perplexities', 'token_losses', 'Perplexity', 'perplexity_metric', 'baselines', 'kneser_ney',
+           'generate', 'stream', 'next_tokens', 'sampling_probabilities', 'show_blocks', 'show_batch', 'ledger_flow',
+           'loss_map', 'show_results', 'distribution', 'GenerationApp', 'NextTokenExplorer', 'RunApp', 'run_app',
+           'write_report']
 
 # %% ../nbs/09_core.ipynb #imports
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ from .training.charts import loss_curve
 from .training.sampler import Sampler
 from .training.watch import LiveTraining
 from .training.trainer import CausalTrainer
+from .training.fit import fit, push_each_epoch
 from .training.lr_finder import find_lr, suggest_lr
 from .look.blocks import show_blocks
 from .look.flow import ledger_flow
@@ -74,11 +76,12 @@ _all_ = ["Run", "Ledger", "check_ledger", "load_corpus", "read_corpus", "python_
          "split_corpus", "leakage", "remove_leaks", "clear_cache", "load_tokenizer",
          "train_tokenizer", "flatten", "tokenize", "group", "CausalCollator", "BlockRows",
          "load_model", "load_config", "train", "training_settings", "embedded_run", "CausalTrainer",
-         "LiveTraining", "Sampler", "loss_curve", "find_lr", "suggest_lr", "check_hub",
-         "perplexity", "document_perplexities", "token_losses", "Perplexity", "perplexity_metric",
-         "baselines", "kneser_ney", "generate", "stream", "next_tokens", "sampling_probabilities",
-         "show_blocks", "show_batch", "ledger_flow", "loss_map", "show_results", "distribution",
-         "GenerationApp", "NextTokenExplorer", "RunApp", "run_app", "write_report"]
+         "LiveTraining", "Sampler", "loss_curve", "fit", "push_each_epoch", "find_lr",
+         "suggest_lr", "check_hub", "perplexity", "document_perplexities", "token_losses",
+         "Perplexity", "perplexity_metric", "baselines", "kneser_ney", "generate", "stream",
+         "next_tokens", "sampling_probabilities", "show_blocks", "show_batch", "ledger_flow",
+         "loss_map", "show_results", "distribution", "GenerationApp", "NextTokenExplorer",
+         "RunApp", "run_app", "write_report"]
 
 # %% ../nbs/09_core.ipynb #718dcb0a
 def prepare(

@@ -30,7 +30,7 @@ few = dict(max_steps=1, disable_tqdm=True, use_cpu=True, save_strategy="no", bf1
 doors = {
     "load_corpus": c.load_corpus, "flatten": c.flatten, "tokenize": lambda x: c.tokenize(x, tokenizer), "tokenize, its tokenizer": lambda x: c.tokenize(texts, x), "group": lambda x: c.group(x, 4),
     "group, its size": lambda x: c.group(blocks, x), "train": lambda x: c.train(model, x, tokenizer, "run", **few), "train, its model": lambda x: c.train(x, both(input_ids=[[1]]), tokenizer, "run", **few),
-    "train, its tokenizer": lambda x: c.train(model, both(input_ids=[[1]]), x, "run", **few), "training_arguments": lambda x: c.train(model, blocks, tokenizer, x, max_steps=0, num_train_epochs=0),
+    "train, its tokenizer": lambda x: c.train(model, both(input_ids=[[1]]), x, "run", **few), "fit": lambda x: c.fit(model, x, 1), "fit, its model": lambda x: c.fit(x, both(input_ids=[[1]]), 1), "training_arguments": lambda x: c.train(model, blocks, tokenizer, x, max_steps=0, num_train_epochs=0),
     "perplexity": lambda x: c.perplexity(model, x, tokenizer), "perplexity, its model": lambda x: c.perplexity(x, blocks["test"]), "perplexity, its tokenizer": lambda x: c.perplexity(model, "words", x),
     "document_perplexities": lambda x: c.document_perplexities(model, x, tokenizer), "generate": lambda x: c.generate(model, tokenizer, x, max_new_tokens=1), "generate, its model": lambda x: c.generate(x, tokenizer, "A"),
     "generate, its tokenizer": lambda x: c.generate(model, x, "A", max_new_tokens=1), "stream": lambda x: [*c.stream(model, tokenizer, x, max_new_tokens=1)], "next_tokens": lambda x: c.next_tokens(model, tokenizer, x),

@@ -18,6 +18,7 @@ from clm_nb.model.device import device_and_precision, has_bf16, keep_freed_memor
 from clm_nb.model.loss import fused_loss
 from clm_nb.data.tokenizer import load_tokenizer, train_tokenizer
 from clm_nb.tokenize import tokenize_batch, tokenizer_json
+from clm_nb.training.fit import TrainingStep, learning
 
 here = Path(__file__).resolve().parent
 base = here.parents[1]/"clm_nb"/"base"
@@ -149,24 +150,15 @@ def pretrain(
     warmup: float, # share of the steps
 ) -> Iterator[float]: # the loss of each step, nats per token
     "Train a model, a step for each item that is taken"
-    device = device_and_precision()[0]
-    model.to(device).train()
+    model.to(device_and_precision()[0])
     parts = optimizers(model, muon_lr, adamw_lr, weight_decay)
     peaks = [(group, group["lr"]) for part in parts for group in part.param_groups]
-    precision = torch.autocast(device, torch.bfloat16, enabled=has_bf16(device))
-    with fused_loss(model):
+    learn = TrainingStep(model, *parts)
+    with learning(model):
         for step, ids in enumerate(data):
             for group, peak in peaks:
                 group["lr"] = peak*schedule(step, steps, warmup)
-            ids = ids.to(device)
-            with precision:
-                loss = model(ids, labels=ids).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for part in parts:
-                part.step()
-                part.zero_grad()
-            yield loss.item()
+            yield learn(dict(input_ids=ids, labels=ids)).item()
 
 
 # What is kept
