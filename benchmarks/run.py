@@ -224,7 +224,7 @@ def generation(scale: float, work: Path):
 def startup(scale: float, work: Path):
     "Whole new processes"
     ten = dict(repeats=10)
-    runs = side_by_side("startup", dict(help=1, package=1, core=3, classes=3), each=dict(help=ten, package=ten))
+    runs = side_by_side("startup", dict(help=1, package=1, core=some(3), classes=some(3)), each=dict(help=ten, package=ten))
     yield row("clm_nb --help", "", runs["help"], [], better="below", target=0.5)
     yield row("import clm_nb", "", runs["package"], [], better="below", target=0.2)
     yield row("from clm_nb.core import *", "importing the classes it needs", runs["core"], runs["classes"],

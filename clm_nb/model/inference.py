@@ -121,7 +121,7 @@ def packing_pays(
     tokens: int, # to be generated for each
 ) -> bool:
     "Whether `with_packed_layers` can be had here, and gives back more time than it takes"
-    if not has_mkl() or model.device.type != "cpu" or rows < 2 or tokens < 64:
+    if not has_mkl() or model.device.type != "cpu" or rows < 2 or tokens < 24:
         return False
     weights = sum(layer.weight.numel() for layer in packable_layers(model).values())
     return 2**24 <= weights <= 2**29  # it takes as much memory again
