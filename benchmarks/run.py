@@ -205,10 +205,10 @@ def perplexities(scale: float, work: Path):
 
 
 def generation(scale: float, work: Path):
-    "New tokens, sampled, distilgpt2's shape"
+    "100 new tokens a prompt, sampled, distilgpt2's shape"
     names = {"pipeline": "pipeline, one prompt after the other", "pipeline_batched": "pipeline, batch_size=16",
              "generate": "model.generate, one batch"}
-    new = max(8, round(some(100)*scale))
+    new = max(8, round(100*scale))
     runs = side_by_side("generate", dict(ours=2, pipeline=1, pipeline_batched=2, generate=1), new=new,
                         each=dict.fromkeys(["ours", "pipeline_batched", "generate"], dict(repeats=2)))
     for peer, called in names.items():
@@ -305,6 +305,7 @@ def main(argv=None):
         results["groups"][name] = dict(title=known[name].__doc__, rows=rows, minutes=(time.perf_counter() - began)/60)
     results["minutes"] = (time.perf_counter() - start)/60
     folder = args.out or (here.parent/"runs/bench" if args.only else here/facts["kind"])
+    if args.only: results = report.beside_earlier(results, folder)
     report.write(results, folder)
     print(f"\n{report.markdown(results)}\nWritten to {folder}")
 
