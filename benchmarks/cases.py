@@ -207,6 +207,7 @@ def case_perplexity(variant: str, model: str, blocks: int):
     with tempfile.TemporaryDirectory() as folder:
         runs = dict(ours=lambda data: lambda: perplexity(net, data).perplexity,
                     trainer=lambda data: peers.evaluation(net, data, folder),
+                    trainer_bf16=lambda data: peers.evaluation(net, data, folder, **peers.in_bf16()),
                     float32=lambda data: lambda: peers.float32_perplexity(net, data))
         runs[variant](data.select(range(8)))()
         run = runs[variant](data)
@@ -223,6 +224,7 @@ def case_generate(variant: str, prompts: int = 16, new: int = 100, repeats: int 
     from clm_nb.core import generate, stream
     net, tokenizer, data = setting("distilgpt2")
     if torch.cuda.is_available(): net.cuda()
+    if variant.endswith("_bf16"): net.to(torch.bfloat16)
     ids = (data["test"][i]["input_ids"][:6 + i % 6] for i in range(prompts))
     texts = [tokenizer.decode(row, skip_special_tokens=True) or "The" for row in ids]
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
@@ -239,7 +241,7 @@ def case_generate(variant: str, prompts: int = 16, new: int = 100, repeats: int 
         ours=lambda texts, new: generate(net, tokenizer, texts, **sampling, **length(new)),
         pipeline=lambda texts, new: [pipe(text, **sampling, **length(new)) for text in texts],
         pipeline_batched=lambda texts, new: pipe(texts, batch_size=len(texts), **sampling, **length(new)),
-        generate=model_generate)[variant]
+        generate=model_generate)[variant.removesuffix("_bf16")]
     result = dict(seconds=often(lambda: run(texts, new), repeats, warm_up=lambda: run(texts, 4)))
     if prompts > 1 or variant not in ("ours", "generate"): return result
     from contextlib import closing

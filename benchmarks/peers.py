@@ -67,6 +67,17 @@ def train_with_trainer(model, blocks, tokenizer, output_dir, callback, settings:
     trainer.train()
 
 
+def in_bf16() -> dict:
+    "What tells `TrainingArguments` to multiply in bf16; without a GPU it asks that this is said"
+    import torch
+    return dict(bf16=True, use_cpu=not torch.cuda.is_available())
+
+
+def train_with_trainer_bf16(model, blocks, tokenizer, output_dir, callback, settings: dict):
+    "`Trainer` as a knowing user runs it: told to multiply in bf16"
+    train_with_trainer(model, blocks, tokenizer, output_dir, callback, settings | in_bf16())
+
+
 def train_with_sft(model, blocks, tokenizer, output_dir, callback, settings: dict):
     "TRL's `SFTTrainer` with its defaults and packing; without its bf16 where a CPU would have to imitate that"
     import torch
@@ -81,12 +92,13 @@ def train_with_sft(model, blocks, tokenizer, output_dir, callback, settings: dic
     SFTTrainer(model, args, train_dataset=rows, processing_class=tokenizer, callbacks=[callback]).train()
 
 
-def evaluation(model, blocks, output_dir): # a function without arguments
+def evaluation(model, blocks, output_dir, **settings): # a function without arguments
     "The tutorial's perplexity, from `Trainer.evaluate`, ready to be called"
     import math
     from transformers import Trainer, TrainingArguments
     rows = blocks.map(lambda rows: dict(labels=rows["input_ids"]), batched=True)
-    trainer = Trainer(model, TrainingArguments(output_dir, report_to="none", disable_tqdm=True), eval_dataset=rows)
+    args = TrainingArguments(output_dir, report_to="none", disable_tqdm=True, **settings)
+    trainer = Trainer(model, args, eval_dataset=rows)
     return lambda: math.exp(trainer.evaluate()["eval_loss"])
 
 

@@ -117,7 +117,8 @@ def markdown(results: dict) -> str:
              f"Python {m['python']}, {found}{commit}.", ""]
     if pictures: text += ["![How many times better than each peer](ratios.png)", ""]
     for name, group in results["groups"].items():
-        text += [f"## {name.capitalize()}", "", f"{group['title'].rstrip('.')}.", "", *table(group["rows"]), ""]
+        again = f" Measured again with {group['again']}" if "again" in group else ""
+        text += [f"## {name.capitalize()}", "", f"{group['title'].rstrip('.')}.{again}", "", *table(group["rows"]), ""]
         for part in group["rows"]:
             if part.get("seconds"):
                 seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in part["seconds"].items())
@@ -204,6 +205,17 @@ def loss_plot(results: dict):
         ax.legend(frameon=False, fontsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     return fig
+
+
+def beside_earlier(results: dict, folder: Path) -> dict:
+    "What a run on the same machine and with the same versions left in a folder, with some groups measured again"
+    path = folder/"results.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = ("machine" in earlier and earlier["real_data"] == results["real_data"]
+            and earlier["machine"] | dict(commit=None) == results["machine"] | dict(commit=None))
+    if not same: return results
+    again = f"`{results['command']}`, {results['date']}, commit {results['machine']['commit']}."
+    return earlier | dict(groups=earlier["groups"] | {name: group | dict(again=again) for name, group in results["groups"].items()})
 
 
 def write(results: dict, folder: Path):

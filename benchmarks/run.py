@@ -165,7 +165,13 @@ def preprocessing(scale: float, work: Path):
         yield row(f"{what}, the whole process", peers[peer][0], runs["ours"], runs[peer], "process_seconds")
 
 
-trainers = {"trainer": "Trainer, its defaults", "sft": "TRL SFTTrainer, its defaults, packing"}
+trainers = {"trainer": "Trainer, its defaults", "trainer_bf16": "Trainer(bf16=True)",
+            "sft": "TRL SFTTrainer, its defaults, packing"}
+
+
+def with_knowing(names: dict) -> dict: # variant → name
+    "The peers that can be measured here: those that are told to use bf16 only where the hardware has it"
+    return {variant: name for variant, name in names.items() if not variant.endswith("_bf16") or kind("") == "bf16"}
 
 
 def training(scale: float, work: Path):
@@ -173,12 +179,13 @@ def training(scale: float, work: Path):
     for model, name, target, times, steps, options in (
             ("distilgpt2", "distilgpt2's shape, 8 x 128", goal(2.7, 1), 1, 6, dict(held_out=16, points=2)),
             ("embedded", "the embedded model, 8 x 128", goal(1.7, 1), 2, 40, dict(learning_rate=3e-4))):
-        runs = side_by_side("train", dict(ours=2, trainer=times, sft=1), model=model,
+        compared = with_knowing(trainers)
+        runs = side_by_side("train", dict(ours=2) | dict.fromkeys(compared, 1) | dict(trainer=times), model=model,
                             steps=max(4, round(some(steps)*scale)), **options)
-        for peer, called in trainers.items():
-            aim = target if peer == "trainer" else None
+        for peer, called in compared.items():
+            aim = dict(trainer=target, trainer_bf16=2).get(peer)
             yield row(name, called, runs["ours"], runs[peer], "tokens_per_second", "tokens/s", "higher", aim)
-        for peer, called in trainers.items():
+        for peer, called in compared.items():
             yield row(f"{name}: held-out loss", called, runs["ours"], runs[peer], "loss", "nats", "equal",
                       0.01 if peer == "trainer" else None)
         yield report.curves(name, dict(ours="clm_nb") | trainers, runs)
@@ -196,26 +203,30 @@ def on_a_gpu(scale: float, work: Path):
 def perplexities(scale: float, work: Path):
     "The perplexity of a split"
     for model, name, blocks in (("distilgpt2", "distilgpt2's shape", 64), ("embedded", "the embedded model", 200)):
-        variants, blocks = dict(ours=2, trainer=some(2), float32=1), max(8, round(some(blocks)*scale))
+        compared = with_knowing({"trainer": "Trainer.evaluate, its defaults", "trainer_bf16": "Trainer.evaluate(bf16=True)"})
+        variants, blocks = dict(ours=2) | dict.fromkeys(compared, some(2)) | dict(float32=1), max(8, round(some(blocks)*scale))
         runs = side_by_side("perplexity", variants, model=model, blocks=blocks)
         what = f"{name}, {report.median(runs['ours'], 'blocks'):.0f} blocks of 128"
-        yield row(what, "Trainer.evaluate, its defaults", runs["ours"], runs["trainer"], target=goal(2, 1))
+        for peer, called in compared.items():
+            yield row(what, called, runs["ours"], runs[peer], target=goal(2, 1) if peer == "trainer" else 1.5)
         for peer, called, target in (("float32", "plain float32 PyTorch", 0.001), ("trainer", "Trainer.evaluate", None)):
             yield row(f"{what}: the figure", called, runs["ours"], runs[peer], "perplexity", "", "equal", target)
 
 
 def generation(scale: float, work: Path):
-    "New tokens, sampled, distilgpt2's shape"
-    names = {"pipeline": "pipeline, one prompt after the other", "pipeline_batched": "pipeline, batch_size=16",
-             "generate": "model.generate, one batch"}
-    new = max(8, round(some(100)*scale))
-    runs = side_by_side("generate", dict(ours=2, pipeline=1, pipeline_batched=2, generate=1), new=new,
-                        each=dict.fromkeys(["ours", "pipeline_batched", "generate"], dict(repeats=2)))
+    "100 new tokens a prompt, sampled, distilgpt2's shape"
+    names = with_knowing({"pipeline": "pipeline, one prompt after the other", "pipeline_batched": "pipeline, batch_size=16",
+                          "pipeline_batched_bf16": "pipeline, batch_size=16, weights in bf16",
+                          "generate": "model.generate, one batch"})
+    new = max(8, round(100*scale))
+    times = dict(ours=2) | dict.fromkeys(names, 1) | dict(pipeline_batched=2)
+    runs = side_by_side("generate", times, new=new, each=dict.fromkeys(times, dict(repeats=2)) | dict(pipeline={}))
     for peer, called in names.items():
-        aims = {"pipeline": goal(8, None), "pipeline_batched": goal(None, 2)}
+        aims = {"pipeline": goal(8, None), "pipeline_batched": goal(None, 2), "pipeline_batched_bf16": 3}
         yield row(f"16 prompts, {new} tokens each", called, runs["ours"], runs[peer], target=aims.get(peer))
-    runs = side_by_side("generate", dict(ours=2, pipeline=some(2), generate=some(2)), prompts=1, new=new, repeats=2)
-    for peer, called in (("pipeline", "pipeline"), ("generate", "model.generate")):
+    names = with_knowing({"pipeline": "pipeline", "pipeline_bf16": "pipeline, weights in bf16", "generate": "model.generate"})
+    runs = side_by_side("generate", dict(ours=2) | dict.fromkeys(names, some(2)), prompts=1, new=new, repeats=2)
+    for peer, called in names.items():
         yield row(f"one prompt, {new} tokens", called, runs["ours"], runs[peer], target=goal(1.7, 1))
     what, called = "the first token of one prompt", "model.generate(max_new_tokens=1)"
     yield row(what, called, runs["ours"], runs["generate"], "first", target=1)
@@ -305,6 +316,7 @@ def main(argv=None):
         results["groups"][name] = dict(title=known[name].__doc__, rows=rows, minutes=(time.perf_counter() - began)/60)
     results["minutes"] = (time.perf_counter() - start)/60
     folder = args.out or (here.parent/"runs/bench" if args.only else here/facts["kind"])
+    if args.only: results = report.beside_earlier(results, folder)
     report.write(results, folder)
     print(f"\n{report.markdown(results)}\nWritten to {folder}")
 

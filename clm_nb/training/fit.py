@@ -113,6 +113,8 @@ def learning(
 ) -> Iterator[None]:
     "Inside, the model has its dropout, and makes no logits for its loss where it can do without"
     on_gpu = model.device.type == "cuda"
+    if model.device.type == "cpu":
+        keep_freed_memory()
     try:
         with fused_gelu(model), nullcontext() if on_gpu else fused_loss(model):
             model.train()
