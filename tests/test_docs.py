@@ -472,8 +472,11 @@ def test_what_stands_in_columns_keeps_them_and_the_rest_flows():
     stream = lambda text: nbformat.v4.new_output("stream", text=text)
     cells = [nbformat.v4.new_code_cell("#| exports\nf()", outputs=[stream(text) for text in texts])
              for texts in ([], ["A line."], [table], ["A line.", table])]
+    shown = nbformat.v4.new_output("display_data", data={"text/plain": table, "text/html": "<table>…</table>"})
+    in_pre = nbformat.v4.new_output("display_data", data={"text/plain": "A line.", "text/html": f"<pre>{table}</pre>"})
+    cells += [nbformat.v4.new_code_cell("#| exports\nf()", outputs=[stream("A line."), o]) for o in (shown, in_pre)]
     docs.let_flow(nb := nbformat.v4.new_notebook(cells=cells))
-    assert [docs.directives(c).get("classes") for c in nb.cells] == [None, "flowing", None, None]
+    assert [docs.directives(c).get("classes") for c in nb.cells] == [None, "flowing", None, None, "flowing", None]
     assert all("#| exports" in c.source for c in nb.cells)
 
 

@@ -263,7 +263,8 @@ pre, .output_subarea { overflow-x: auto }
 .only-github { display: none }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
-main :is(p, li, td) code { overflow-wrap: anywhere } main td:has(> code) { min-width: 8rem }
+main :is(p, li, td) code, main :is(h1, h2, h3, h4) { overflow-wrap: anywhere } main td:has(code) { min-width: 8rem }
+main td[style*="right"], main table.numbers td:not(:first-child) { white-space: nowrap }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
 @media (max-width: 50rem) { .columns { flex-direction: column-reverse } nav { flex: none } main { max-width: 100% } }
@@ -316,12 +317,23 @@ def in_columns(
     return len(re.findall(r"^.*[^\s.?!:] {2,}\S|^\|.*\|$|^ {16,}\S", text, flags=re.M)) > 1
 
 
+def shown_text(
+    output, # of a cell
+) -> str:
+    "What a page shows of it as plain text; behind a picture or a table, the text isn't shown."
+    data = output.get("data", {})
+    if "text/html" in data:
+        return "\n".join(map(html.unescape, re.findall(r"<pre[^>]*>(.*?)</pre>", data["text/html"], flags=re.S)))
+    richer = [kind for kind in data if kind == "text/markdown" or kind.startswith("image/")]
+    return output.get("text") or ("" if richer else data.get("text/plain", ""))
+
+
 def let_flow(
     nb, # a processed notebook; changed in place
 ):
     "Let printed lines that are wider than the page go on below, where nothing stands in columns: messages, lists, texts."
     for cell in nb.cells:
-        texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell.get("outputs", [])]
+        texts = [shown_text(o) for o in cell.get("outputs", [])]
         if any(texts) and not any(map(in_columns, texts)): cell.source = f"#| classes: flowing\n{cell.source}"
 
 
