@@ -30,7 +30,8 @@ def eos_marks(cutting: Cutting, part: BlockPart, x: float, y: float, unit: float
     if part.document < 0:
         return ""
     places = [i for i, token in enumerate(cutting.ids[part.serials]) if token == cutting.eos]
-    marks = [svg_rect(x + i*unit + max(unit - 3, 0), y, 3, 20, fill="#111") for i in places]
+    edge = dict(stroke="#fff", stroke_width=.8) # for a dark page
+    marks = [svg_rect(x + i*unit + max(unit - 3, 0), y, 3, 20, fill="#111", **edge) for i in places]
     return "".join(marks)
 
 

@@ -217,12 +217,12 @@ def draw_base(
     "Draw the base model's losses around the others, and the differences below"
     losses, gains = m.base.losses[at.start:at.stop], m.learnt[at.start:at.stop]
     axes[0].bar(at, losses, fill=False, edgecolor="#0072b2", linewidth=1.2, label="base")
-    axes[0].legend(frameon=False, ncols=2)
     learnt, lost = ([x if x*sign > 0 else 0 for x in gains] for sign in (1, -1))
     axes[1].bar(at, learnt, label="learnt", color="#0072b2")
     axes[1].bar(at, lost, label="lost", color="#e69f00", hatch="////")
     axes[1].axhline(0, color="gray", linewidth=0.8)
-    axes[1].legend(frameon=False, ncols=2)
+    for ax in axes:  # above the bars
+        ax.legend(frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
     axes[1].set_ylabel("learnt (nats)")
 
 # %% ../../nbs/look/heatmap.ipynb #c08cac10

@@ -53,6 +53,7 @@ def loss_curve(
         if points := _points(history, key):
             ax.plot(*zip(*points), color=colour, label=label, marker=marker)
     ax.set(xlabel="step", ylabel="loss (nats per token)")
+    ax.xaxis.get_major_locator().set_params(integer=True)  # no half steps
     ax.spines[["top", "right"]].set_visible(False)
     if ax.lines:
         ax.legend(frameon=False)

@@ -129,6 +129,7 @@ class SaveLast(TrainerCallback):
 
 @patch
 def on_step_end(self: SaveLast, args, state, control, **kwargs):
+    "Put a save off at the end of an epoch, or of the run"
     ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
     self.due = control.should_save and ends
     if self.due:
@@ -137,6 +138,7 @@ def on_step_end(self: SaveLast, args, state, control, **kwargs):
 
 @patch
 def on_epoch_end(self: SaveLast, args, state, control, **kwargs):
+    "Save now what was put off"
     if self.due:
         control.should_save, self.due = True, False
 

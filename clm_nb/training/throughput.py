@@ -39,11 +39,13 @@ class Throughput(TrainerCallback):
 
 @patch
 def on_step_begin(self: Throughput, args, state, control, **kwargs):
+    "Note when the step begins"
     self.start = time.perf_counter()
 
 
 @patch
 def on_step_end(self: Throughput, args, state, control, **kwargs):
+    "Count the step and its seconds, and say how fast it goes"
     self.seconds += time.perf_counter() - self.start
     self.steps += 1
     steps, seconds = self.steps - 1, self.seconds - self.first
@@ -83,6 +85,7 @@ def on_train_begin(self: Throughput, args, state, control, model=None, **kwargs)
 # %% ../../nbs/training/throughput.ipynb #share-code
 @patch
 def on_train_end(self: Throughput, args, state, control, **kwargs):
+    "Keep the share that was reached, if it can be"
     reached = self.rate*self.share
     if 0 < reached <= 1:
         self.utilisation = reached
