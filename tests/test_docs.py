@@ -467,6 +467,7 @@ def test_headings_are_in_order(nb, pages):
 def test_what_stands_in_columns_keeps_them_and_the_rest_flows():
     table = "         loss  tokens\nbefore   3.77  27,178\nafter    3.56  27,178"
     assert docs.in_columns(table) and docs.in_columns("| a | b |\n| --- | --- |")
+    assert docs.in_columns("  --block_size BLOCK_SIZE" + 2*f"\n{'':24}tokens per row") # argparse's help
     assert not docs.in_columns("A sentence.  And one more.\n  Another?  Yes.") and not docs.in_columns("{'a': 1,\n 'b': 2}")
     stream = lambda text: nbformat.v4.new_output("stream", text=text)
     cells = [nbformat.v4.new_code_cell("#| exports\nf()", outputs=[stream(text) for text in texts])

@@ -313,8 +313,8 @@ def preview_links(
 def in_columns(
     text: str, # what a cell printed
 ) -> bool:
-    "Whether things stand one below another in it, as in a table: two lines with a gap that is no end of a sentence."
-    return len(re.findall(r"^.*[^\s.?!:] {2,}\S|^\|.*\|$", text, flags=re.M)) > 1
+    "Whether things stand one below another in it, as in a table: two lines with a gap that is no end of a sentence, or far in."
+    return len(re.findall(r"^.*[^\s.?!:] {2,}\S|^\|.*\|$|^ {16,}\S", text, flags=re.M)) > 1
 
 
 def shown_text(

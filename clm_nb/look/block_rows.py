@@ -40,7 +40,7 @@ def part_html(
     name = f"{number}" if part.begins else f"…{number}"
     if part.positions is not None:
         name += f" · position {part.positions[0]}–{part.positions[-1]}"
-    badge = "font:bold .72em sans-serif;vertical-align:.35em;padding:0 3px;"
+    badge = "font:bold .72em sans-serif;vertical-align:.35em;padding:0 3px;white-space:nowrap;"
     inside = [element("span", name, style=badge)]
     texts = token_texts(tokenizer, cutting.ids[part.serials])
     inside += [token_html(cutting, *token) for token in zip(part.serials, texts)]

@@ -115,7 +115,8 @@ def table(
     for token, id_, before, after in zip(self.tokens, self.ids, self.before, self.after):
         rows.append((repr(token), str(id_), f"{before:.1%}", f"{after:.1%}" if after else "–"))
     before, after = 1 - sum(self.before), 1 - sum(self.after)
-    rows.append(("all others", "", f"{before:.1%}", f"{abs(after):.1%}" if after else "–"))
+    others = self.kept > sum(p > 0 for p in self.after)
+    rows.append(("all others", "", f"{before:.1%}", f"{abs(after):.1%}" if others else "–"))
     return rows
 
 # %% ../../nbs/model/sampling.ipynb #b7fd2300
@@ -128,7 +129,8 @@ def __str__(self: NextTokens):
 def _repr_html_(self: NextTokens):
     lines = []
     for row in self.table():
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        kind = "td" if lines else "th"
+        cells = "".join(f"<{kind}>{escape(cell)}</{kind}>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
     head, *body = lines
     table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"

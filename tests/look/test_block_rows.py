@@ -36,7 +36,7 @@ def test_every_token_of_every_document_can_be_read():
     assert view.theirs is None and "tutorial" not in html
 
 
-def numbered_labels(html): return re.findall(r'vertical-align:.35em;padding:0 3px;">(…?\d+)', html)
+def numbered_labels(html): return re.findall(r'vertical-align:.35em;padding:0 3px;white-space:nowrap;">(…?\d+)', html)
 
 
 def test_documents_are_numbered_and_cuts_marked():
