@@ -88,9 +88,10 @@ def flatten(
         column = find_text_column(records, text_column)
         documents[name], counts = flatten_split(records, column, separator, explode)
         if not len(documents[name]):
+            others = ", ".join(other for other in text_columns(records) if other != column)
             raise ValueError(f"Split {name!r} holds no text: column {column!r} of "
-                             f"{len(records):,} records is empty. Name another text_column= "
-                             f"({', '.join(text_columns(records))}) or give other data.")
+                             f"{len(records):,} records is empty. Give other data"
+                             + (f", or name another text_column=: {others}." if others else "."))
         if ledger is not None:
             ledger.add("flatten", name, **counts)
     return documents

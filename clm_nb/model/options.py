@@ -115,7 +115,8 @@ def check_prompt(
                          "apply_chat_template(messages, tokenize=False, "
                          "add_generation_prompt=True).")
     if not isinstance(prompt, str):
-        raise ValueError(f"prompt is a {type(prompt).__name__}. Give a text, or a list of texts.")
+        raise ValueError(f"prompt is of the type {type(prompt).__name__}. Give a text, or a list "
+                         "of texts.")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
