@@ -105,6 +105,19 @@ def test_a_model_that_is_loaded_may_be_trained_over(tmp_path):
 
 
 @ruled
+def test_a_folder_that_was_held_is_free_again(tmp_path):
+    "who holds it stands in a file of its own: Windows lets nobody write to one that is locked, nor delete it"
+    from clm_nb.training.hold import check_free, hold
+    from clm_nb.training.runs import check_output_dir, holder_name
+    for _ in range(2):
+        with hold(tmp_path/"run"):
+            assert str(os.getpid()) in (tmp_path/"run"/holder_name).read_text(encoding="utf-8")
+        check_free(tmp_path/"run")
+        assert check_output_dir(tmp_path/"run") and not (tmp_path/"run"/holder_name).exists()
+
+
+
+@ruled
 def test_the_cache_is_cleared_past_what_is_in_use(cache, caplog):
     from clm_nb.data.cache import cache_sizes, clear_cache, from_cache
     from test_preprocess import blocks_of, some_texts

@@ -11,21 +11,23 @@ __all__ = ['in_use', 'check_free', 'clean', 'hold']
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from ..data.whole import leftovers, remove
-from .runs import lock_name
+from .runs import holder_name, lock_name
 
 # %% ../../nbs/training/hold.ipynb #3901b65d
 def in_use(
     folder: Path, # a run folder
 ) -> ValueError:
     "The error for a folder in which somebody else is training"
-    holder = (folder/lock_name).read_text(encoding="utf-8") or "another process"
+    holder, note = "another process", folder/holder_name
+    if note.exists():
+        holder = note.read_text(encoding="utf-8")
     return ValueError(f"output_dir={folder} is in use: {holder} is training there. Wait for it to "
                       "end, or name another folder.")
 
@@ -86,9 +88,11 @@ def hold(
             clean(folder)
             since = datetime.now().strftime("%Y-%m-%d %H:%M")
             holder = f"process {os.getpid()} on {platform.node()}, since {since},"
-            (folder/lock_name).write_text(holder, encoding="utf-8")
+            (folder/holder_name).write_text(holder, encoding="utf-8")
         yield
     finally:
         if lock.lock_counter == 1:
-            (folder/lock_name).unlink(missing_ok=True)
+            (folder/holder_name).unlink(missing_ok=True)
+            with suppress(PermissionError): # Windows deletes no open file: there filelock does it
+                (folder/lock_name).unlink(missing_ok=True)
         lock.release()
