@@ -14,9 +14,8 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -96,6 +95,13 @@ def cache_sizes() -> dict: # {kind: bytes}
     return sizes
 
 # %% ../../nbs/data/cache.ipynb #f9f692d2
+def _delete(entry: Path) -> None:
+    "Delete a file or folder whole, or leave it whole where something in it is in use"
+    gone = entry.with_name(f"{unfinished}gone-{entry.name}")
+    with suppress(OSError):
+        remove(entry.rename(gone))
+
+
 def clear_cache(
     *kinds: str, # e.g. "tokens", "blocks"; none: all
 ) -> int: # bytes that were freed
@@ -109,7 +115,10 @@ def clear_cache(
         raise ValueError(f"{cache_dir()} has no CACHEDIR.TAG: it wasn't made as a cache. "
                          "Delete in it what you know, yourself.")
     for kind in sizes:
-        shutil.rmtree(cache_dir()/kind, ignore_errors=True)
+        for entry in (cache_dir()/kind).iterdir():
+            _delete(entry)
+        with suppress(OSError): # something in it is in use
+            (cache_dir()/kind).rmdir()
     left = {kind: size for kind, size in cache_sizes().items() if kind in sizes}
     if left:
         _log.warning(in_use(left))
