@@ -94,14 +94,14 @@ def cache_sizes() -> dict: # {kind: bytes}
             sizes[kind] = sum(path.stat().st_size for path in files)
     return sizes
 
-# %% ../../nbs/data/cache.ipynb #f9f692d2
+# %% ../../nbs/data/cache.ipynb #cache-delete
 def _delete(entry: Path) -> None:
     "Delete a file or folder whole, or leave it whole where something in it is in use"
     gone = entry.with_name(f"{unfinished}gone-{entry.name}")
     with suppress(OSError):
         remove(entry.rename(gone))
 
-
+# %% ../../nbs/data/cache.ipynb #f9f692d2
 def clear_cache(
     *kinds: str, # e.g. "tokens", "blocks"; none: all
 ) -> int: # bytes that were freed
@@ -115,7 +115,7 @@ def clear_cache(
         raise ValueError(f"{cache_dir()} has no CACHEDIR.TAG: it wasn't made as a cache. "
                          "Delete in it what you know, yourself.")
     for kind in sizes:
-        for entry in (cache_dir()/kind).iterdir():
+        for entry in list((cache_dir()/kind).glob("*")):
             _delete(entry)
         with suppress(OSError): # something in it is in use
             (cache_dir()/kind).rmdir()
@@ -124,7 +124,7 @@ def clear_cache(
         _log.warning(in_use(left))
     return sum(sizes.values()) - sum(left.values())
 
-
+# %% ../../nbs/data/cache.ipynb #cache-in-use
 def in_use(
     left: dict, # {kind: bytes} that couldn't be deleted
 ) -> str: # one line

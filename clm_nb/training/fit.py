@@ -72,7 +72,7 @@ class TrainingStep:
         self.precision = device_and_precision(use_cpu=self.device == "cpu")[1]
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.precision == "fp16")
 
-
+# %% ../../nbs/training/fit.ipynb #step-call
 @patch
 def __call__(
     self: TrainingStep,
