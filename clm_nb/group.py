@@ -21,7 +21,7 @@ from .progress import few_lines
 from .ledger import Ledger
 from .data.cache import cached_dataset, content_key, fingerprint, made_by, write_stream
 from .data.objects import check_ids, splits_of
-from .data.processes import processes
+from .data.processes import check_processes, processes
 from .tokenize import list_length
 
 # %% ../nbs/03_group.ipynb #89aaa330
@@ -244,6 +244,7 @@ def blocks_by_batch(
     num_proc: int | None = None, # processes
 ) -> Dataset: # a row for each block
     "The blocks of a split, each batch of documents cut by itself"
+    check_processes("num_proc", num_proc) # before anybody waits for the result
     versions = made_by("datasets", "pyarrow")
     key = fingerprint("group_batch", content_key(split), block_size, batch_size, num_proc,
                       versions)

@@ -21,7 +21,7 @@ from .progress import few_lines
 from .ledger import Ledger
 from .probe import tell, trouble, untested
 from .data.cache import cached_dataset, content_key, fingerprint, made_by
-from .data.processes import processes
+from .data.processes import check_processes, processes
 from .data.faults import first_line
 from .data.objects import check_texts, splits_of
 from .data.tokenizer import check_tokenizer, document_affixes
@@ -222,6 +222,7 @@ def tokenize(
     if encoder not in ("auto", "gigatoken", "tokenizers"):
         raise ValueError(f"encoder={encoder!r} is unknown. "
                          "Use 'auto', 'gigatoken' or 'tokenizers'.")
+    check_processes("num_proc", num_proc) # before anybody waits for the result
     documents = splits_of(documents)
     check_texts(documents)
     check_tokenizer(tokenizer)

@@ -132,8 +132,9 @@ def test_the_cache_is_cleared_past_what_is_in_use(cache, caplog):
 
 
 script = """
-import sys
+import multiprocess, sys
 import tiny
+multiprocess.set_start_method("spawn", force=True)  # as on Windows and macOS
 from datasets import Dataset, DatasetDict
 from clm_nb.tokenize import tokenize
 def main():
@@ -142,13 +143,12 @@ def main():
 """
 
 
-@ruled
 @pytest.mark.parametrize("end, says", [('if __name__ == "__main__":\n    main()', "80\n"), ("main()", ""), ("main()  # __main__", "")])
 def test_a_script_with_processes(end, says, cache, tmp_path):
     "One that doesn't guard its own work is told so, at once where that can be seen"
     (tmp_path/"work.py").write_text(script + end, encoding="utf-8")
-    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(root/"tests"), os.environ["PYTHONPATH"]]))
-    done = subprocess.run([sys.executable, tmp_path/"work.py"], env=env, capture_output=True, text=True)
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(root/"tests"), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run([sys.executable, tmp_path/"work.py"], env=env, capture_output=True, text=True, timeout=300)
     if says: assert done.returncode == 0 and done.stdout.strip().isdigit(), done.stderr
     else:
         last = done.stderr.strip().splitlines()[-1]
