@@ -390,14 +390,15 @@ def test_the_first_run_and_the_second_have_one_fingerprint(cache):
 
 def test_the_cache_takes_a_few_bytes_a_token_and_can_be_shown_and_cleared(cache, capsys):
     tokens, blocks = blocks_of(some_texts*500)
-    n, sizes = sum(map(len, tokens["input_ids"])), cache_sizes()
+    n, sizes, rows = sum(map(len, tokens["input_ids"])), cache_sizes(), blocks["input_ids"][:]
     assert set(sizes) == {"tokens", "blocks"} and 8*n < sum(sizes.values()) < 9*n
+    del tokens, blocks  # Windows deletes nothing that is mapped
     assert main(["cache"]) == 0 and main(["cache", "--clear", "blocks"]) == 0
     shown = capsys.readouterr().out
     assert str(cache) in shown and "tokens" in shown and f"{sizes['blocks']/1e6:.1f} MB deleted" in shown
     assert cache_sizes() == {"tokens": sizes["tokens"]}
     assert main(["cache", "--clear"]) == 0 and cache_sizes() == {}
-    assert blocks_of(some_texts*500)[1]["input_ids"][:] == blocks["input_ids"][:]
+    assert blocks_of(some_texts*500)[1]["input_ids"][:] == rows
 
 
 def test_nothing_is_deleted_that_is_no_cache(cache, capsys):
