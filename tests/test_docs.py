@@ -497,14 +497,15 @@ def test_a_branch_and_a_split_carry_no_link(pages):
 
 
 def test_no_page_of_the_preview_scrolls_sideways_on_a_phone(built):
-    "Nor does code, nor what is printed, unless it stands in columns"
+    "Nor does what is printed, unless it stands in columns; code keeps its indents, and scrolls inside itself"
     from browser import chromium, open_page
     wide, cut = {}, {}
-    inside = "[...document.querySelectorAll('.highlight pre, .celltag_flowing .output_area pre')].filter(e => e.scrollWidth > e.clientWidth).length"
+    inside = "[...document.querySelectorAll('.celltag_flowing .output_area pre')].filter(e => e.scrollWidth > e.clientWidth).length"
     with chromium() as browser:
         page = open_page(browser, width=390, height=800)
         for nb in notebooks:
             page.goto((built/"_docs"/docs.page(nb)).as_uri())
             if (width := page.evaluate("document.documentElement.scrollWidth")) > 390: wide[nb] = width
             if count := page.evaluate(inside): cut[nb] = count
-    assert not wide and not cut
+        spaces = page.evaluate("getComputedStyle(document.querySelector('.highlight pre')).whiteSpace")
+    assert not wide and not cut and spaces == "pre"

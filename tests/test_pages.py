@@ -96,11 +96,12 @@ def test_nobody_scrolls_through_an_output(page):
     assert not {id: n for id, text in printed(page) if (n := text.count("\n")) > 45}
 
 
-def test_the_reference_leads_to_where_each_name_is():
+def test_the_reference_leads_to_where_each_name_is_and_says_what_it_is():
     from clm_nb._modidx import d
-    there = {at for names in d["syms"].values() for name, (at, _) in names.items()}
-    listed = re.findall(r"\(https://clm-nb\.github\.io/clm_nb/([\w/]+\.html#[\w.]+)\)", notebooks["reference"].read_text(encoding="utf-8"))
+    there, text = {at for names in d["syms"].values() for name, (at, _) in names.items()}, notebooks["reference"].read_text(encoding="utf-8")
+    listed = re.findall(r"\(https://clm-nb\.github\.io/clm_nb/([\w/]+\.html#[\w.]+)\)", text)
     assert len(listed) > 500 and set(listed) <= there
+    assert not re.findall(r"\| \**`([\w.]+)`\** \|\s*\|", text)
 
 
 def test_a_promise_names_a_test_that_is_there():

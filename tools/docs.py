@@ -267,7 +267,10 @@ main :is(p, li, td) code, main :is(h1, h2, h3, h4) { overflow-wrap: anywhere } m
 main td[style*="right"], main table.numbers td:not(:first-child) { white-space: nowrap }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
-@media (max-width: 600px) { .output_area :is(img, svg[role="img"]) { min-width: 32rem } }
+@media (max-width: 600px) {
+  .output_area :is(img, svg[role="img"]), main :is(p, figure) > img:not(.gallery *) { min-width: 32rem }
+  main :is(p, figure):has(> img) { overflow-x: auto } .highlight pre { white-space: pre; overflow-wrap: normal }
+}
 @media (max-width: 50rem) { .columns { flex-direction: column-reverse } nav { flex: none } main { max-width: 100% } }
 @media (prefers-color-scheme: dark) {
   :root { color-scheme: dark } body { color: #ddd; background: #181818 } a { color: #79b8ff }

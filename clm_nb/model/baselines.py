@@ -96,7 +96,7 @@ def read_stream(
     rows = np.repeat(np.arange(len(lengths)), lengths)
     columns = np.arange(len(rows)) - np.repeat(lengths.cumsum() - lengths, lengths)
     starts = (columns == 0) | (columns_of.get("position_ids", columns) == 0)
-    stream = TokenStream(ids, starts, rows, columns, (len(lengths), lengths.max()))
+    stream = TokenStream(ids, starts, rows, columns, (len(lengths), int(lengths.max())))
     return without_padding(stream, columns_of.get("attention_mask"))
 
 # %% ../../nbs/model/baselines.ipynb #bd5eaf17

@@ -74,6 +74,11 @@ def __str__(self: Perplexity):
 
 
 @patch
+def _repr_pretty_(self: Perplexity, printer, cycle): # in a list, a tuple or a dict in a notebook
+    printer.text(f"Perplexity({self})")
+
+
+@patch
 def _repr_markdown_(self: Perplexity):
     figures = self.figures()
     names, texts = " | ".join(figures), " | ".join(figures.values())

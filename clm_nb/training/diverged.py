@@ -53,6 +53,7 @@ class WatchGradients(TrainerCallback):
 
 @patch
 def on_pre_optimizer_step(self: WatchGradients, args, state, control, model=None, **kwargs):
+    "`TrainingDiverged` before a gradient that is no finite number reaches the weights"
     if not args.fp16 and not gradients_finite(model):
         raise self.trainer.diverged("a gradient is not a finite number")
 

@@ -229,6 +229,7 @@ class TakeUp(TrainerCallback):
 
 @patch
 def on_train_begin(self: TakeUp, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+    "Put back the sums of the losses, and set what was changed: steps and learning rates"
     self.trainer.restore(read_list(self.resumed.checkpoint)["progress"])
     state.compute_steps(args, state.max_steps)
     old, new = self.resumed.changes.get("learning_rate") or (1, 1)

@@ -60,6 +60,7 @@ def asked(self: StopOnSignal, processes: int = 1) -> bool:
 # %% ../../nbs/training/stop.ipynb #30d0bda4
 @patch
 def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
+    "After a signal, save and end"
     self.stopping = self.asked(args.world_size)
     if self.stopping:
         control.should_save = control.should_training_stop = True
@@ -67,6 +68,7 @@ def on_step_end(self: StopOnSignal, args, state, control, **kwargs):
 
 @patch
 def on_epoch_end(self: StopOnSignal, args, state, control, **kwargs):
+    "An epoch that was broken off is not evaluated"
     if self.stopping and not float(state.epoch).is_integer():
         control.should_log = control.should_evaluate = control.should_save = False
 

@@ -199,6 +199,7 @@ def draws(self: LiveTraining) -> bool:
 
 @patch
 def on_train_begin(self: LiveTraining, args, state, control, **kwargs):
+    "Start the clock, and show the bar or the first picture"
     Throughput.on_train_begin(self, args, state, control, **kwargs)
     self.state, self.began, self.elapsed, self.running = state, time.perf_counter(), 0.0, True
     self.first_step = state.global_step
@@ -211,6 +212,7 @@ def on_train_begin(self: LiveTraining, args, state, control, **kwargs):
 
 @patch
 def on_step_end(self: LiveTraining, args, state, control, **kwargs):
+    "Move the bar on, and draw anew where it is time"
     Throughput.on_step_end(self, args, state, control, **kwargs)
     if self.bar:
         self.bar.update(state.global_step - self.bar.n)
@@ -220,6 +222,7 @@ def on_step_end(self: LiveTraining, args, state, control, **kwargs):
 # %% ../../nbs/training/watch.ipynb #4aa1f872
 @patch
 def on_log(self: LiveTraining, args, state, control, logs=None, **kwargs):
+    "Show the newest figures, and a sample"
     text = (logs or {}).get("eval_sample")
     if self.bar:
         speed = _newest(state.log_history, "tokens_per_second")
@@ -242,6 +245,7 @@ def end(self: LiveTraining):
 
 @patch
 def on_train_end(self: LiveTraining, args, state, control, **kwargs):
+    "Stop the clock, and show the last state"
     Throughput.on_train_end(self, args, state, control, **kwargs)
     self.end()
     if self.draws:
