@@ -15,9 +15,9 @@ flatten group collate
 model/device model/model model/causal model/loss model/activation model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/inference
 perplexity generate
 training/waiting training/renamed training/amounts training/settings training/run_json training/runs training/share training/hold training/checkpoint training/diverged training/charts training/throughput training/sampler training/watch
-training/resume training/stop training/trial training/trainer training/lr_finder training/preflight training/plan
+training/captured training/resume training/stop training/trial training/trainer training/lr_finder training/preflight training/plan
 train
-training/captured training/fit
+training/fit
 look/html look/token_text look/cutting look/block_rows look/block_stripes look/blocks look/flow look/batch look/loss_map look/token_table look/tints look/token_box
 look/heatmap look/results look/distribution look/likely_path look/explorer_bars look/explorer_column look/explorer
 look/answers look/app_controls look/generation_app look/web_page look/serve look/report look/run

@@ -225,6 +225,7 @@ def output_layer(
     return None
 
 # %% ../../nbs/model/loss.ipynb #8a895f0a
+@torch.compiler.disable
 def states_to_loss(
     states, # (batch, block, width) from `model.base_model`
     weight, # (vocabulary, width)

@@ -21,6 +21,7 @@ from ..model.model import forward_kept
 from ..model.metric import perplexity_hooks
 from .settings import step_loss
 from .runs import write_card
+from .captured import filled
 from .checkpoint import CheckpointTrainer
 from .diverged import WatchGradients
 from .sampler import Sampler
@@ -168,6 +169,9 @@ def sum_type(
 def training_step(self:CausalTrainer, model, inputs, num_items_in_batch=None):
     "One batch forward and backward; what it lost goes into the sums"
     own = (inputs["labels"][..., 1:] != -100).sum()
+    if self.args.torch_compile:
+        rows = max(len(inputs["labels"]), self.state.train_batch_size or 0)
+        inputs = filled(inputs, rows)
     loss = super(CausalTrainer, self).training_step(model, inputs, num_items_in_batch)
     tokens = self.tokens_in_loss(own, num_items_in_batch).to(loss.device)
     new = torch.stack([loss*tokens, own.to(loss.device)]).to(sum_type(loss.device))

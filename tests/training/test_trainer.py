@@ -2,6 +2,7 @@
 import json, shutil
 
 import datasets, pytest, torch, transformers
+from torch._dynamo.utils import counters
 from transformers import TrainerCallback
 import clm_nb.model.loss
 from clm_nb.collate import BlockRows
@@ -65,6 +66,28 @@ def test_a_compiled_model_has_the_losses_of_the_other(tmp_path, monkeypatch):
     data = make_blocks()
     plain, compiled = (losses(run(tmp_path/str(on), gpt2(n_layer=1), data, torch_compile=on)) for on in (False, True))
     assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+two_epochs = dict(num_train_epochs=2, max_steps=-1)
+
+
+def graphs(folder, data, **settings):
+    "(how many graphs two compiled epochs take, their losses)"
+    torch._dynamo.reset()
+    counters.clear()
+    trainer = run(folder, gpt2(n_layer=1), data, torch_compile=True, torch_compile_backend="eager", **two_epochs, **settings)
+    return counters["stats"]["unique_graphs"], losses(trainer)
+
+
+@pytest.mark.parametrize("kind", ["full", "padded", "apart"])
+def test_a_short_last_batch_an_evaluation_and_a_text_are_not_compiled_again(kind, tmp_path):
+    "And the losses are those of the plain run"
+    data = make_blocks(kind, 26)
+    even, _ = graphs(tmp_path/"even", data.select(range(24)))
+    more = dict(eval_strategy="epoch", sample_prompt="a b") if kind == "full" else {}
+    short, found = graphs(tmp_path/"short", data, **more)
+    assert short == even
+    assert found == pytest.approx(losses(run(tmp_path/"plain", gpt2(n_layer=1), data, **two_epochs)), rel=1e-6)
 
 
 def answers(rows=24, block=16, ragged=False):
