@@ -261,6 +261,8 @@ def table() -> dict[str, dict[str, bool]]:
     for cell in nbformat.read(root/"nbs/start/line_by_line.ipynb", as_version=4).cells:
         for line in (o for o in cell.source.splitlines() if o.startswith("| `")):
             first, *marks, _ = [o.strip() for o in line.strip("|").split(" | ")]
+            if not marks and "Both texts have all of these lines." in cell.source:
+                marks = ["yes"]*len(texts)
             assert set(marks) <= {"yes", "no"} and len(marks) == len(texts), line
             found[first.partition("<br>")[0].strip("`")] = {year: mark == "yes" for year, mark in zip(texts, marks)}
     return found

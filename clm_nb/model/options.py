@@ -32,7 +32,7 @@ def usable_options(max_new_tokens, temperature, top_k, top_p, num_beams) -> list
     likeliest = "Use e.g. 0.7, or do_sample=False (--greedy) for the likeliest token"
     return [
         ("max_new_tokens", max_new_tokens, is_count(max_new_tokens) and max_new_tokens >= 1,
-         "Use 1 or more"),
+         "Use a whole number, 1 or more"),
         ("temperature", temperature, is_number(temperature) and temperature > 0, likeliest),
         ("top_k", top_k, is_count(top_k) and top_k >= 0, "Use a whole number; 0 keeps all tokens"),
         ("top_p", top_p, is_number(top_p) and 0 < top_p <= 1,

@@ -48,8 +48,8 @@ of_scripts = {
     "preprocessing_num_workers": "Use num_proc, in Python data=dict(num_proc=…)",
     "validation_split_percentage": "Use test_size, a share: 0.05 for 5 per cent, in Python "
                                    "data=dict(test_size=0.05)",
-    "overwrite_cache": "Leave it out: what is computed anew when something changes is found by its "
-                       "content; `clm_nb cache --clear` empties the cache",
+    "overwrite_cache": "Leave it out: what was computed is found by its content, and what has "
+                       "changed is computed anew; `clm_nb cache --clear` empties the cache",
     "keep_linebreaks": "Leave it out: line breaks are always kept",
     "streaming": "Leave it out, and take a part: split='train[:5000]'",
     "model_revision": "Use revision",

@@ -31,8 +31,10 @@ def layer(tokens, width, vocabulary, dtype=torch.float32):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("tokens,width,vocabulary", [(0, 3, 5), (1, 3, 5), (7, 1, 2), (23, 8, 31), (4, 5, 1)])
-@pytest.mark.parametrize("part,rows", [(10**9, 10**9), (3, 2), (1, 1)])
-def test_the_loss_is_that_of_the_logits_in_parts_of_any_size(tokens, width, vocabulary, part, rows, dtype, monkeypatch):
+@pytest.mark.parametrize("part,rows,multiple", [(10**9, 10**9, 1), (3, 2, 1), (1, 1, 1), (3, 2, 64)])
+def test_the_loss_is_that_of_the_logits_in_parts_of_any_size(tokens, width, vocabulary, part, rows, multiple, dtype, monkeypatch):
+    "Also with the rows of zeros that a GPU gets"
+    monkeypatch.setitem(clm_nb.model.loss.row_multiples, "cpu", multiple)
     hidden, weight, targets = layer(tokens, width, vocabulary, dtype)
     h, w = (x.detach().double().requires_grad_() for x in (hidden, weight))
     each = cross_entropy(h @ w.T, targets, reduction="none")
