@@ -27,7 +27,9 @@ def diverged(
     what: str, # what isn't finite, e.g. "the loss is nan"
 ) -> TrainingDiverged:
     "The error for a run whose numbers aren't numbers any more"
-    rates = [group["lr"] for group in self.optimizer.param_groups] if self.optimizer else [0.0]
+    rates = [self.args.learning_rate]
+    if self.optimizer:
+        rates = [group["lr"] for group in self.optimizer.param_groups]
     last, _ = newest_whole(Path(self.folder), self.told.get("started"))
     kept = f"{last} is the last checkpoint before it" if last else "there is no checkpoint yet"
     clip = ", or max_grad_norm=1.0" if not self.args.max_grad_norm else ""
