@@ -1,8 +1,9 @@
 "Every family that transformers knows: who looks ahead, who obeys padding, and the same figures and texts as a plain loop"
 import os
 
-import pytest, torch
+import pytest, torch, transformers
 from datasets import Dataset, DatasetDict
+from packaging.version import Version
 
 import clm_nb.model.causal
 from clm_nb.generate import generate
@@ -64,10 +65,22 @@ def test_a_family_is_trained_in_bf16_and_goes_on_as_before(family, tmp_path):
     assert isinstance(generate(model, tokenizer(), "The", max_new_tokens=3, seed=0), str)
 
 
+def last_shows_first(model):
+    "Whether another last token changes the first token's logits"
+    ids = torch.arange(5, 13)[None].repeat(2, 1)
+    ids[1, -1] = 99
+    first, other = model(ids, use_cache=False).logits[:, 0]
+    return not torch.equal(first, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", bidirectional)
 def test_a_model_that_looks_ahead_is_told_from_one_that_does_not(family, dtype):
-    assert reads_ahead(make(family, is_decoder=False).to(dtype)) and not reads_ahead(make(family).to(dtype))
+    "In transformers 5.17 some do even as decoders"
+    decoder, encoder = (make(family, is_decoder=on).to(dtype) for on in (True, False))
+    assert reads_ahead(encoder) and last_shows_first(encoder)
+    assert reads_ahead(decoder) == last_shows_first(decoder)
+    assert not reads_ahead(decoder) or Version(transformers.__version__) < Version("5.23")
 
 
 def test_a_model_that_looks_ahead_is_refused_at_every_door(tmp_path):
