@@ -21,8 +21,8 @@ from .model.device import grants_bf16, keep_freed_memory, memory_for
 from .model.activation import fused_gelu
 from .model.causal import check_causal, one_by_one
 from .model.inference import bf16_pays, DrawFromTop, draws_quickly
-from .model.inference import goes_on_in_bf16, halving_works, packing_pays, packing_works
-from .model.inference import room_works, roomy_cache, with_packed_layers
+from .model.inference import goes_on_in_bf16, halving_works, room_works, roomy_cache
+from .model.packed import packing_pays, packing_works, with_packed_layers
 from .model.model import evaluating
 from .model.options import cut_behind, prompt_list
 from .model.sampling import check_room, clean_config, left_padded, own_rng, prompt_ids
@@ -93,9 +93,9 @@ def speed_up(
     if bf16 is None:
         bf16 = self.options["do_sample"] and bf16_pays(model) and not wrapped
     self.bf16 = bf16 and grants_bf16(model.device.type) and halving_works()
-    if self.quick and not self.bf16 and not wrapped:
-        pays = packing_pays(model, prompts, self.config.max_new_tokens)
-        self.packed = pays and packing_works()
+    if self.quick and not wrapped:
+        self.packed = (packing_pays(model, prompts, self.config.max_new_tokens, self.bf16)
+                       and packing_works(self.bf16))
     roomy = self.quick and prompts > 1 and self.options.get("use_cache", True)
     self.roomy = roomy and room_works()
     if model.device.type == "cpu":
@@ -109,12 +109,11 @@ def model_to_run(
     self: Job,
 ): # a model that shares its weights with the job's, or takes them over in bf16
     "A copy of the model with the job's own configuration"
-    if self.packed:
-        model = with_packed_layers(self.model, len(self.rows))
-    else:
-        model = copy.copy(self.model)
+    model, rows = copy.copy(self.model), len(self.rows) if self.packed else 0
     if self.bf16:
-        model.forward = goes_on_in_bf16(self.model)
+        model.forward = goes_on_in_bf16(self.model, rows)
+    elif rows:
+        model = with_packed_layers(self.model, rows)
     model.generation_config = self.config
     return model
 

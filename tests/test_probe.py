@@ -13,7 +13,7 @@ from clm_nb.collate import BlockRows
 from clm_nb.data.cache import content_key
 from clm_nb.generate import generate
 from clm_nb.model.activation import gelu_works
-from clm_nb.model.inference import has_mkl
+from clm_nb.model.packed import can_pack
 from clm_nb.perplexity import perplexity
 from clm_nb.probe import forget, tested, trouble, untested, version_lines, works
 from clm_nb.data.encoders import tokenizer_json
@@ -104,7 +104,7 @@ def test_a_cache_that_does_not_stay_in_bf16_is_left_in_float32(how, monkeypatch,
     one_line(caplog, "Texts take longer, in float32: a cache brought to bf16")
 
 
-@pytest.mark.skipif(not has_mkl(), reason="no MKL here")
+@pytest.mark.skipif(not can_pack(), reason="no MKL here")
 @pytest.mark.parametrize("new", [gone, lambda x, packed, weight, bias, rows: torch.zeros(rows, len(weight)),
                                  lambda x, packed, weight, bias, rows: (x @ weight.T + bias).double()])
 def test_packed_layers_that_give_something_else_are_not_used(new, monkeypatch, caplog):
@@ -115,7 +115,21 @@ def test_packed_layers_that_give_something_else_are_not_used(new, monkeypatch, c
     monkeypatch.setattr(torch.ops.mkl, "_mkl_linear", new)
     forget()
     assert drawn() == text
-    one_line(caplog, "with the layers as they are: a layer in MKL's order")
+    one_line(caplog, "with the layers as they are: a layer in the processor's order in float32")
+
+
+@pytest.mark.skipif(not can_pack(half=True), reason="no bf16 here")
+@pytest.mark.parametrize("new", [gone, lambda x, packed, bias, *args: bias.expand(len(x), -1)*2,
+                                 lambda x, packed, bias, *args: bias.expand(len(x), -1).double()])
+def test_layers_packed_in_bf16_that_give_something_else_are_not_used(new, monkeypatch, caplog):
+    monkeypatch.setattr(clm_nb.generate, "bf16_pays", lambda model: True)
+    monkeypatch.setattr(clm_nb.generate, "packing_pays", lambda *args: False)
+    text = drawn()
+    monkeypatch.setattr(clm_nb.generate, "packing_pays", lambda *args: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", new)
+    forget()
+    assert drawn() == text
+    one_line(caplog, "with the layers as they are: a layer in the processor's order in bf16")
 
 
 # Losses

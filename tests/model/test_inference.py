@@ -6,7 +6,8 @@ import clm_nb.model.device, clm_nb.model.inference
 from clm_nb.model.sampling import sampling_probabilities
 from clm_nb.generate import generate, stream
 from clm_nb.model.device import has_bf16
-from clm_nb.model.inference import PackedLinear, in_bf16, packing_pays, with_packed_layers
+from clm_nb.model.inference import in_bf16
+from clm_nb.model.packed import PackedLinear, can_pack, packing_pays, with_packed_layers
 from clm_nb.train import train
 from families import make
 from short_runs import large, parameters, run
@@ -194,20 +195,24 @@ def test_a_copy_in_bf16_is_near_keeps_ties_and_needs_no_gradient(family):
         assert (a - b).norm() < 0.05*b.norm() and model.lm_head.weight.requires_grad is False
 
 
-needs_mkl = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this PyTorch has no MKL")
+needs_mkl = pytest.mark.skipif(not can_pack(), reason="this PyTorch has no MKL")
+packed_types = [pytest.param(dtype, marks=pytest.mark.skipif(not can_pack(dtype == torch.bfloat16), reason="not to be had here"))
+                for dtype in (torch.float32, torch.bfloat16)]
 
 
-@needs_mkl
+@pytest.mark.parametrize("dtype", packed_types)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("family", families)
-def test_packed_layers_multiply_as_the_layers_do_and_share_their_weights(family, bias):
+def test_packed_layers_multiply_as_the_layers_do_and_share_their_weights(family, bias, dtype):
     model, ids = families[family](), torch.arange(20).view(4, 5)
     if bias: model.lm_head.bias = torch.nn.Parameter(torch.randn(400))
+    model.to(dtype)
     layer, before, with_hooks = model.lm_head, parameters(model).clone(), dict(logits_to_keep=1)
     packed = with_packed_layers(model, 4)
     with torch.no_grad():
         for rows in (4, 2):  # as many as it is packed for, and others
-            torch.testing.assert_close(packed(ids[:rows], **with_hooks).logits, model(ids[:rows], **with_hooks).logits)
+            found, expected = (m(ids[:rows], **with_hooks).logits for m in (packed, model))
+            torch.testing.assert_close(found, expected, **{} if dtype == torch.float32 else dict(rtol=0.05, atol=0.02))
         assert packed(ids).logits.shape == (4, 5, 400)
     assert model.lm_head is layer and type(packed.lm_head) is PackedLinear and torch.equal(parameters(model), before)
     assert [id(p) for p in packed.parameters()] == [id(p) for p in model.parameters()]
@@ -220,18 +225,29 @@ def test_packing_pays_for_several_prompts_a_large_layer_and_many_tokens():
     class Scaled(torch.nn.Linear): pass
     large, odd = wide(), wide()
     odd.lm_head.__class__ = Scaled  # its forward may be another
-    assert packing_pays(large, 16, 100) is torch.backends.mkl.is_available()
-    for model, rows, tokens in ((large, 1, 100), (large, 16, 23), (gpt2(), 16, 100), (odd, 16, 100), (large.bfloat16(), 16, 100)):
+    assert packing_pays(large, 16, 100) is can_pack()
+    for model, rows, tokens in ((large, 1, 100), (large, 16, 23), (gpt2(), 16, 100), (odd, 16, 100)):
         assert not packing_pays(model, rows, tokens)
+    assert packing_pays(large, 1, 24, half=True) is can_pack(half=True) and not packing_pays(large, 1, 23, half=True)
+    assert not packing_pays(large.bfloat16(), 16, 100) and not packing_pays(large, 16, 100, half=True)
 
 
 @needs_mkl
 def test_several_prompts_are_drawn_with_packed_layers(monkeypatch, counted):
     monkeypatch.setenv("CLM_NB_PRECISION", "float32")
-    counted(clm_nb.model.inference, "with_packed_layers")
+    counted(clm_nb.model.packed, "with_packed_layers")
     model, tok, options = wide(), tokenizer(), dict(max_new_tokens=64, seed=1)
     def draw(how): return generate(model, tok, ["The", "def f(x)"], **options | how)
     assert draw({}) == draw({}) and counted.calls == dict(with_packed_layers=2)
     for how in (dict(bf16=False), dict(do_sample=False), dict(top_k=0), dict(max_new_tokens=8)): draw(how)
     generate(model, tok, "The", **options)
     assert counted.calls == dict(with_packed_layers=2) and type(model.lm_head) is torch.nn.Linear
+
+
+@pytest.mark.skipif(not can_pack(half=True), reason="no bf16 here")
+def test_a_prompt_and_several_are_drawn_with_layers_packed_in_bf16(counted):
+    counted(clm_nb.model.packed, "with_packed_layers")
+    model, tok, options = wide(), tokenizer(), dict(max_new_tokens=24, seed=1)
+    for prompt in ("The", ["The", "def f(x)"]): assert generate(model, tok, prompt, **options) == generate(model, tok, prompt, **options)
+    assert counted.calls == dict(with_packed_layers=4)
+    assert type(model.lm_head) is torch.nn.Linear and model.dtype == torch.float32
