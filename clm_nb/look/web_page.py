@@ -72,7 +72,8 @@ def page_environment(folder) -> dict:
     if os.environ.get("JUPYTER_PATH"):
         paths.append(os.environ["JUPYTER_PATH"])
     return dict(JUPYTER_PATH=os.pathsep.join(paths), JUPYTER_CONFIG_DIR=f"{folder}/config",
-                JUPYTER_NO_CONFIG="1", IPYTHONDIR=f"{folder}/ipython")
+                JUPYTER_NO_CONFIG="1", IPYTHONDIR=f"{folder}/ipython",
+                PYDEVD_DISABLE_FILE_VALIDATION="1")
 
 
 # %% ../../nbs/look/web_page.ipynb #f4fee3f2
