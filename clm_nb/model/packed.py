@@ -99,7 +99,8 @@ def packing_pays(
 ) -> bool:
     "Whether `with_packed_layers` can be had here, and gives back more time than it takes"
     on_cpu = model.device.type == "cpu" and model.dtype == torch.float32
-    if not on_cpu or not can_pack(half) or rows < (1 if half else 2) or tokens < 24:
+    fewest_rows, fewest_tokens = (1, 32) if half else (2, 24)
+    if not on_cpu or not can_pack(half) or rows < fewest_rows or tokens < fewest_tokens:
         return False
     weights = sum(layer.weight.numel() for layer in packable_layers(model).values())
     return 2**24 <= weights <= 2**29  # it takes as much memory again
