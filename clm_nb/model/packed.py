@@ -40,9 +40,10 @@ class PackedLinear(torch.nn.Module):
         is_linear = isinstance(layer, torch.nn.Linear)
         self.outputs_first = weight if is_linear else weight.t()
         self.half = weight.dtype == torch.bfloat16
-        pack = torch.ops.mkl._mkl_reorder_linear_weight
         if self.half:
             pack = torch.ops.mkldnn._reorder_linear_weight
+        else:
+            pack = torch.ops.mkl._mkl_reorder_linear_weight
         self.packed = pack(self.outputs_first.contiguous(), rows)
 
     @property
