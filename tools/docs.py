@@ -268,7 +268,7 @@ main td[style*="right"], main table.numbers td:not(:first-child) { white-space: 
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
 @media (max-width: 600px) {
-  .output_area img, main :is(p, figure) > img:not(.gallery *) { max-width: 60rem } .output_area svg[role="img"] { min-width: 32rem }
+  .output_area img, main :is(p, figure) > img:not(.gallery *) { max-width: 40rem } .output_area svg[role="img"] { min-width: 32rem }
   main :is(p, figure):has(> img) { overflow-x: auto } .highlight pre { white-space: pre; overflow-wrap: normal }
 }
 @media (max-width: 50rem) { .columns { flex-direction: column-reverse } nav { flex: none } main { max-width: 100% } }
