@@ -264,7 +264,7 @@ pre, .output_subarea { overflow-x: auto }
 .gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem }
 main table { display: block; max-width: 100%; overflow-x: auto }
 main :is(p, li, td) code, main :is(h1, h2, h3, h4) { overflow-wrap: anywhere } main td:has(code) { min-width: 8rem } main td:first-child:has(code) { min-width: 11rem }
-main td[style*="right"], main table.numbers td:not(:first-child) { white-space: nowrap }
+main td[style*="right"], main table.numbers td:not(:first-child), main .dataframe td { white-space: nowrap }
 table { border-collapse: collapse; border: 0 } th, td { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 img { max-width: 100%; background: #fff } .prompt { display: none }
 @media (max-width: 600px) {
