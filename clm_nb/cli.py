@@ -280,7 +280,10 @@ def main(
     plain_output()
     logging.getLogger("clm_nb").addFilter(plain_record)
     argv = sys.argv[1:] if argv is None else list(argv)
-    given, rest = _main_parser().parse_known_args(argv)
+    try:
+        given, rest = _main_parser().parse_known_args(argv)
+    except BrokenPipeError: # `clm_nb --version | head -1`
+        return _nobody_reads()
     try:
         _load(given.command, rest)
         _commands[given.command](rest)

@@ -418,3 +418,11 @@ def test_a_tilde_is_the_home_folder_at_every_door(tmp_path, cache, monkeypatch):
     assert "`texts.jsonl, texts.jsonl`" in (home/"by-command/README.md").read_text(encoding="utf-8")
     assert cli(["train", "--from_run", "~/by-command"]) == 0 == cli(["perplexity", "--model_name_or_path", "~/run", "--text", "some words"])
     assert {p.name for p in home.iterdir()} >= {"run", "new", "trained", "by-command", "by-command-again"} and not list(work.iterdir())
+
+
+@pytest.mark.parametrize("command", [["--version"], ["cache"]])
+def test_nobody_reads_what_is_printed(command, cache):
+    "As with `clm_nb --version | head -1`"
+    process = subprocess.Popen([sys.executable, "-m", "clm_nb", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert "Traceback" not in process.stderr.read() and process.wait() == 0

@@ -11,6 +11,7 @@ __all__ = ['can_pack', 'PackedLinear', 'packing_works', 'packable_layers', 'pack
 import copy
 
 import torch
+from fastcore.basics import patch
 from transformers.pytorch_utils import Conv1D
 
 from ..probe import works
@@ -54,17 +55,20 @@ class PackedLinear(torch.nn.Module):
     def bias(self):
         return self.linear.bias
 
-    def forward(self, x):
-        if x.shape[:-1].numel() != self.rows:
-            return self.linear(x)
-        x, shape = x.reshape(self.rows, -1), x.shape[:-1]
-        if self.half:
-            multiply = torch.ops.mkldnn._linear_pointwise
-            out = multiply(x, self.packed, self.bias, "none", [], "")
-        else:
-            multiply = torch.ops.mkl._mkl_linear
-            out = multiply(x, self.packed, self.outputs_first, self.bias, self.rows)
-        return out.view(*shape, -1)
+# %% ../../nbs/model/packed.ipynb #packed-forward
+@patch
+def forward(self: PackedLinear, x):
+    "What the layer gives for `x`"
+    if x.shape[:-1].numel() != self.rows:
+        return self.linear(x)
+    x, shape = x.reshape(self.rows, -1), x.shape[:-1]
+    if self.half:
+        multiply = torch.ops.mkldnn._linear_pointwise
+        out = multiply(x, self.packed, self.bias, "none", [], "")
+    else:
+        multiply = torch.ops.mkl._mkl_linear
+        out = multiply(x, self.packed, self.outputs_first, self.bias, self.rows)
+    return out.view(*shape, -1)
 
 # %% ../../nbs/model/packed.ipynb #7adc577b
 def packing_works(
