@@ -12,7 +12,7 @@ order = """progress ledger probe
 data/valid_json data/secrets data/whole data/cache data/processes data/faults data/card data/files data/hub data/python_docs data/objects data/split data/leaks data/tokenizer data/encoders
 load tokenize
 flatten group collate
-model/device model/model model/causal model/loss model/activation model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/packed model/inference
+model/device model/model model/causal model/loss model/activation model/metric model/scored_rows model/perplexity_table model/baselines model/options model/sampling model/packed model/recorded model/inference model/turns model/decoding
 perplexity generate
 training/waiting training/renamed training/amounts training/settings training/run_json training/runs training/share training/hold training/checkpoint training/diverged training/charts training/throughput training/sampler training/watch
 training/captured training/resume training/stop training/trial training/trainer training/lr_finder training/preflight training/plan

@@ -18,7 +18,7 @@ from functools import wraps
 import torch
 from fastcore.basics import patch, store_attr
 from transformers import Cache, DynamicCache, LogitsProcessor
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 
 from ..probe import works
 from .device import has_bf16
@@ -69,13 +69,17 @@ class DrawFromTop(LogitsProcessor):
     ):
         store_attr()
 
+    def drawn(self, scores):
+        "One id for each row of scores, (rows, 1)"
+        likeliest, ids = scores.float().topk(min(self.top_k, scores.shape[-1]))
+        probabilities = sampling_probabilities(likeliest, self.temperature, top_p=self.top_p)
+        waits = torch.empty_like(probabilities).exponential_()
+        return ids.gather(1, (probabilities/waits).argmax(-1, keepdim=True))
+
     def __call__(self, input_ids, scores):
         if input_ids.shape[1] < self.first_stop:
             scores[:, self.stop] = -math.inf
-        likeliest, ids = scores.float().topk(min(self.top_k, scores.shape[-1]))
-        probabilities = sampling_probabilities(likeliest, self.temperature, top_p=self.top_p)
-        drawn = torch.multinomial(probabilities, 1)
-        return scores.scatter_(1, ids.gather(1, drawn), math.inf)
+        return scores.scatter_(1, self.drawn(scores), math.inf)
 
 # %% ../../nbs/model/inference.ipynb #e1bea3a4
 before_drawing = {
@@ -186,7 +190,7 @@ def only_keys_and_values(
     layers: list, # of a cache
 ) -> bool:
     "Whether nothing else is kept of the tokens that were read"
-    known = DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer
+    known = DynamicLayer, DynamicSlidingWindowLayer, RoomyLayer, StaticLayer
     return all(type(layer) in known for layer in layers)
 
 

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch.nn.functional import pad
 
-from ..probe import tell, trouble
+from ..model.recorded import Recorded
 
 # %% ../../nbs/training/captured.ipynb #7f598d17
 _fill = {"labels": -100, "attention_mask": 1} # 0 for every other column
@@ -32,33 +32,6 @@ def filled(
     return {name: pad(values, (0, 0, 0, missing), value=_fill.get(name, 0))
             for name, values in batch.items()}
 
-# %% ../../nbs/training/captured.ipynb #79091f80
-def _aside(
-    work: Callable, # () → a tensor
-) -> torch.Tensor:
-    "What the work gives, done on another stream of the GPU"
-    here, other = torch.cuda.current_stream(), torch.cuda.Stream()
-    other.wait_stream(here)
-    with torch.cuda.stream(other):
-        result = work()
-    here.wait_stream(other)
-    return result
-
-
-def _recorded(
-    work: Callable, # () → a tensor
-) -> Callable: # () → the same tensor, with the new numbers in it
-    "The work as one recording, which hasn't been done yet"
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work()
-
-    def repeat():
-        graph.replay()
-        return result
-
-    return repeat
-
 # %% ../../nbs/training/captured.ipynb #1247d3e7
 class CapturedStep:
     "A training step that a GPU records once and then repeats"
@@ -69,21 +42,9 @@ class CapturedStep:
         rows: int, # in a batch
         plain_steps: int = 3, # before the recording
     ):
-        self.step, self.device, self.rows, self.plain_steps = step, device, rows, plain_steps
-        self.inputs, self.repeat = None, None # the batch that was recorded, and the recording
-
-
-@patch
-def _record(self: CapturedStep, batch: dict):
-    self.inputs = {name: values.clone() for name, values in batch.items()}
-
-    def record():
-        self.repeat = _recorded(lambda: self.step(self.inputs))
-        return True
-
-    if reason := trouble(record):
-        tell("Steps go to the GPU one operation at a time, which is slower: recording one "
-             f"{reason}.")
+        self.step, self.device, self.rows = step, device, rows
+        self.inputs = None # where the batches lie
+        self.recorded = Recorded(lambda: self.step(self.inputs), "Steps", plain_steps)
 
 # %% ../../nbs/training/captured.ipynb #25e37bf4
 def _shapes(batch: dict) -> dict:
@@ -95,13 +56,10 @@ def __call__(self: CapturedStep, batch: dict) -> torch.Tensor:
     "The loss of a batch; the weights have learnt from it"
     batch = {name: values.to(self.device, non_blocking=True)
              for name, values in filled(batch, self.rows).items()}
-    if self.plain_steps:
-        self.plain_steps -= 1
-        return _aside(lambda: self.step(batch))
     if self.inputs is None:
-        self._record(batch)
-    if self.repeat is None or _shapes(batch) != _shapes(self.inputs):
+        self.inputs = {name: values.clone() for name, values in batch.items()}
+    if _shapes(batch) != _shapes(self.inputs):
         return self.step(batch)
     for name, values in batch.items():
         self.inputs[name].copy_(values)
-    return self.repeat().clone()
+    return self.recorded().clone()

@@ -140,10 +140,10 @@ class Halves(TorchDispatchMode):
 
 def in_sight(monkeypatch, mode):
     "What `stream` does in its thread counts, too"
-    work = clm_nb.generate.Turns.work
+    work = clm_nb.model.turns.Turns.work
     def watched(self, run):
         with mode: work(self, run)
-    monkeypatch.setattr(clm_nb.generate.Turns, "work", watched)
+    monkeypatch.setattr(clm_nb.model.turns.Turns, "work", watched)
 
 
 everything = {

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest, torch
 from datasets import Dataset, DatasetDict
 from clm_nb.core import fit, perplexity, push_each_epoch, train
+from clm_nb.model import recorded as recorded_room
 from clm_nb.training import captured, fit as room
 from clm_nb.training.diverged import TrainingDiverged
 import tiny
@@ -74,8 +75,8 @@ def test_the_groups_are_those_of_trainer(tmp_path):
 def stand_in(monkeypatch):
     "In the place of a GPU: work that is recorded is done when it is repeated; what was recorded"
     recorded = []
-    monkeypatch.setattr(captured, "_aside", lambda work: work())
-    monkeypatch.setattr(captured, "_recorded", lambda work: recorded.append(work) or work)
+    monkeypatch.setattr(recorded_room, "aside", lambda work: work())
+    monkeypatch.setattr(recorded_room, "recording", lambda work: recorded.append(work) or work)
     def quickest(model, optimizer, rows):
         return captured.CapturedStep(room.TrainingStep(model, optimizer), "cpu", rows)
     monkeypatch.setattr(room, "quickest_step", quickest)
@@ -97,8 +98,8 @@ def test_recorded_steps_give_the_losses_of_plain_ones(mask, stand_in, monkeypatc
 
 def test_a_step_that_cannot_be_recorded_stays_plain(stand_in, monkeypatch, caplog):
     def refuse(work): raise RuntimeError("operation not permitted when stream is capturing")
-    monkeypatch.setattr(captured, "_recorded", refuse)
-    captured.tell.cache_clear()
+    monkeypatch.setattr(recorded_room, "recording", refuse)
+    recorded_room.tell.cache_clear()
     start = tiny.gpt2()
     plain = losses_of_fit(deepcopy(start), blocks, learning_rate=5e-3)
     assert "one operation at a time, which is slower: recording one fails here" in caplog.text
@@ -109,8 +110,8 @@ def test_a_step_that_cannot_be_recorded_stays_plain(stand_in, monkeypatch, caplo
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_recorded_steps_give_the_losses_of_plain_ones(monkeypatch):
     monkeypatch.setenv("CLM_NB_PRECISION", "float32")
-    start, recorded, real = tiny.gpt2(), [], captured._recorded
-    monkeypatch.setattr(captured, "_recorded", lambda work: recorded.append(work) or real(work))
+    start, recorded, real = tiny.gpt2(), [], recorded_room.recording
+    monkeypatch.setattr(recorded_room, "recording", lambda work: recorded.append(work) or real(work))
     quick = losses_of_fit(deepcopy(start), blocks, learning_rate=5e-3, batch_size=4)
     assert len(recorded) == 1
     monkeypatch.setattr(room, "quickest_step", lambda model, optimizer, rows: room.TrainingStep(model, optimizer))
