@@ -33,7 +33,7 @@ class RunTrainer(CheckpointTrainer):
     "`Trainer` that logs speed and texts, writes our card, and leaves the model as it was"
     live = None # the `LiveTraining` that watches, if any
     earlier = 0.0 # seconds that the run took before it was interrupted
-    ends_at_nan = False # whether a loss that isn't finite ends the run
+    watch = None # the `WatchGradients` that ends a run whose numbers aren't finite, if any
 
 
 @patch
@@ -112,11 +112,20 @@ def _run_epoch(self:RunTrainer, **kwargs):
 
 @patch
 def training_step(self:RunTrainer, *args, **kwargs):
-    "One batch forward and backward, with a loss that is a finite number"
+    "One batch forward and backward"
     loss = super(RunTrainer, self).training_step(*args, **kwargs)
-    if self.ends_at_nan and not torch.isfinite(loss):
-        raise self.diverged(f"the loss is {loss.item()}")
+    if self.watch:
+        self.watch.lost = self.watch.lost.to(loss.device) + loss
     return loss
+
+
+@patch
+def _get_grad_norm(self:RunTrainer, *args, **kwargs):
+    "The length of all gradients, before they were clipped"
+    norm = super(RunTrainer, self)._get_grad_norm(*args, **kwargs)
+    if self.watch:
+        self.watch.norm = norm
+    return norm
 
 # %% ../../nbs/training/trainer.ipynb #be93a904
 @patch
@@ -289,9 +298,10 @@ def make_trainer(
                    callbacks=[live, *callbacks], optimizers=(optimizer, None))
     trainer.remove_callback(PrinterCallback)
     trainer.live = live
-    trainer.ends_at_nan = ends_at_nan
     if ends_at_nan:
-        trainer.add_callback(WatchGradients(trainer))
+        args.logging_nan_inf_filter = False # it asks the device twice a step
+        trainer.watch = WatchGradients(trainer)
+        trainer.add_callback(trainer.watch)
     if sampler and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("sample_prompt= needs the whole model in one process, and it is sharded. "
                          "Leave sample_prompt out.")
