@@ -3,6 +3,7 @@ import pytest, torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
+import clm_nb.model.device
 from clm_nb import generate as generate_room
 from clm_nb.generate import generate, stream
 from clm_nb.model import decoding, recorded
@@ -10,7 +11,8 @@ from clm_nb.model.decoding import Decoding, chooser, same_scores, usual_model
 from clm_nb.model.sampling import left_padded
 from clm_nb.probe import forget
 from families import every, make
-from tiny import gpt2, llama, tokenizer
+from short_runs import large
+from tiny import everywhere, gpt2, llama, tokenizer
 
 prompts = ["The quick", "def f(x):", "a"]
 sampling = dict(do_sample=True, num_beams=1, temperature=1.0, top_k=50, top_p=0.95)
@@ -111,6 +113,28 @@ def test_a_step_asks_the_device_for_nothing_and_leaves_all_tensors_where_they_ar
         assert not wrong and places == [x.data_ptr() for x in tensors_of(job)]
         with Watch(wrong): job.over()
     assert wrong  # that it is noticed
+
+
+def test_from_the_second_token_on_the_weights_are_in_bf16(recordings, monkeypatch):
+    "And the scores stay near those of float32; bf16 is computed here also where it isn't fast"
+    everywhere(monkeypatch, clm_nb.model.device, "has_bf16", lambda device: True)
+    model, tok, kinds = large(), tokenizer(), []
+    job = generate_room.Job(model, tok, prompts[:2], max_new_tokens=20, **sampling)
+    job.speed_up()
+    assert job.bf16 and job.in_place and not job.roomy
+    text = Decoding(job.model_to_run(), left_padded(job.rows, 0), job.config)
+    seen, keep = [], Decoding.keep
+    monkeypatch.setattr(Decoding, "keep", lambda self, scores: seen.append(scores.clone()) or keep(self, scores))
+    with torch.no_grad():
+        text.read_prompts()
+        for _ in range(5):
+            text.step()
+            kinds.append({layer.keys.dtype for layer in text.cache.layers})
+        rows = [row + new for row, new in zip(job.rows, text.ids[:, :5].tolist())]
+        exact = torch.stack([model(torch.tensor([row])).logits[0, -1] for row in rows])
+    far = ((seen[-1] - exact).norm()/exact.norm()).item()
+    assert kinds == [{torch.bfloat16}]*5 and 0 < far < 0.05 and model.dtype == torch.float32
+    assert len(generate(model, tok, prompts[0], max_new_tokens=20, seed=1)) > 30
 
 
 def test_every_usual_family_says_the_same_of_a_row_that_it_reads_in_parts():
