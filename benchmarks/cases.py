@@ -182,6 +182,36 @@ def case_train(variant: str, model: str, steps: int, held_out: int = 64, points:
     return result
 
 
+def case_fit(variant: str, model: str, steps: int, held_out: int = 16, block_size: int = 128, batch_size: int = 8,
+             learning_rate: float = 5e-5):
+    "Tokens per second of a step of `fit`, and the loss of `held_out` blocks after all of them"
+    import math, peers, torch
+    from itertools import chain, islice
+    from clm_nb.collate import BlockRows
+    from clm_nb.model.device import device_and_precision
+    from clm_nb.model.model import name_loss
+    from clm_nb.training.fit import adamw, epoch_batches, learning, quickest_step
+    from transformers import get_scheduler
+    net, tokenizer, blocks = setting(model, block_size)
+    net, rows = name_loss(net).to(device_and_precision()[0]), BlockRows.of(blocks["train"])
+    optimizer, seconds = adamw(net, learning_rate), []
+    step, rates = quickest_step(net, optimizer, batch_size), get_scheduler("linear", optimizer, 0, steps)
+    torch.manual_seed(42)
+    epochs = (epoch_batches(rows, batch_size, seed) for seed in range(steps))
+    with learning(net):
+        for batch in islice(chain.from_iterable(epochs), steps):
+            with timed(lap := {}):
+                step(batch)
+                rates.step()
+            seconds.append(lap["seconds"])
+    part = blocks["test"].select(range(min(held_out, len(blocks["test"]))))
+    rate = batch_size*block_size/statistics.median(seconds[len(seconds)//2:])  # the first steps allocate, and one is recorded
+    result = dict(tokens_per_second=rate, loss=math.log(peers.float32_perplexity(net, part)), device=net.device.type)
+    peak = peak_flops()
+    if peak: result["mfu"] = rate*flops_per_token(net, block_size)/peak
+    return result
+
+
 def flops_per_token(model, block_size: int) -> float:
     "6 N for the weights, 12 layers width block for attention: forward and backward"
     return 6*model.num_parameters() + 12*model.config.n_layer*model.config.n_embd*block_size

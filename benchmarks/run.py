@@ -192,12 +192,17 @@ def training(scale: float, work: Path):
 
 
 def on_a_gpu(scale: float, work: Path):
-    "distilgpt2's shape at its full context"
-    steps, what = max(4, round(40*scale)), "distilgpt2's shape, 8 x 1,024"
-    runs = side_by_side("train", dict.fromkeys(["ours", *trainers], 2), model="distilgpt2", steps=steps, block_size=1024)
-    for peer, called in trainers.items():
-        yield row(what, called, runs["ours"], runs[peer], "tokens_per_second", "tokens/s", "higher")
-        yield row(f"{what}: share of the GPU's peak", called, runs["ours"], runs[peer], "mfu", "", "higher")
+    "distilgpt2's shape in the tutorial's batches and at its full context, `train` and `fit`"
+    for rows, block, steps in ((8, 128, 150), (8, 1024, 40), (32, 1024, 40)):
+        what, steps = f"distilgpt2's shape, {rows} x {block:,}", max(6, round(steps*scale))
+        options = dict(model="distilgpt2", steps=steps, block_size=block, batch_size=rows, held_out=16)
+        variants = ["ours", *trainers]
+        runs = side_by_side("train", dict.fromkeys(variants, 2), dict.fromkeys(variants, dict(points=1)), **options)
+        fit = side_by_side("fit", dict(ours=2), **options)["ours"]
+        for ours, name in ((runs["ours"], what), (fit, f"{what}: fit")):
+            for peer, called in trainers.items():
+                yield row(name, called, ours, runs[peer], "tokens_per_second", "tokens/s", "higher")
+                yield row(f"{name}: share of the GPU's peak", called, ours, runs[peer], "mfu", "", "higher")
 
 
 def perplexities(scale: float, work: Path):
