@@ -174,12 +174,7 @@ def case_train(variant: str, model: str, steps: int, held_out: int = 64, points:
             from clm_nb.core import train
             train(net, blocks, tokenizer, folder, callbacks=(clock,), disable_tqdm=True, **settings)
         else: getattr(peers, f"train_with_{variant}")(net, blocks, tokenizer, folder, clock, settings)
-    step = statistics.median(clock.seconds[2:])  # the first steps allocate and compile
-    rate = batch_size*block_size/step
-    result = dict(tokens_per_second=rate, losses=clock.losses, loss=clock.losses[-1][1], device=net.device.type)
-    peak = peak_flops()
-    if peak: result["mfu"] = rate*flops_per_token(net, block_size)/peak
-    return result
+    return dict(losses=clock.losses, loss=clock.losses[-1][1]) | speed(net, clock.seconds[2:], batch_size, block_size)
 
 
 def case_fit(variant: str, model: str, steps: int, held_out: int = 16, block_size: int = 128, batch_size: int = 8,
@@ -205,9 +200,13 @@ def case_fit(variant: str, model: str, steps: int, held_out: int = 16, block_siz
                 rates.step()
             seconds.append(lap["seconds"])
     part = blocks["test"].select(range(min(held_out, len(blocks["test"]))))
-    rate = batch_size*block_size/statistics.median(seconds[len(seconds)//2:])  # the first steps allocate, and one is recorded
-    result = dict(tokens_per_second=rate, loss=math.log(peers.float32_perplexity(net, part)), device=net.device.type)
-    peak = peak_flops()
+    return dict(loss=math.log(peers.float32_perplexity(net, part))) | speed(net, seconds[5:], batch_size, block_size)
+
+
+def speed(net, seconds: list[float], batch_size: int, block_size: int) -> dict:
+    "What some steps of training reached; leave out the first ones, which allocate, compile or record"
+    rate, peak = batch_size*block_size/statistics.median(seconds), peak_flops()
+    result = dict(tokens_per_second=rate, device=net.device.type)
     if peak: result["mfu"] = rate*flops_per_token(net, block_size)/peak
     return result
 

@@ -57,6 +57,16 @@ asked = []
 
 
 @pytest.fixture
+def asked_anew():
+    "What is tried once in a process is tried again, in this test and after it"
+    from clm_nb.probe import forget
+    forget()
+    yield
+    forget()
+    asked.clear()
+
+
+@pytest.fixture
 def counted(monkeypatch):
     "Counts the calls of functions: `counted(module, name)` from then on, `counted.calls[name]`"
     from tiny import everywhere

@@ -94,10 +94,9 @@ def test_the_steps_of_fit_are_those_of_train(records, monkeypatch):
     "In the bench: the same batches in another order, so nearly the same loss"
     monkeypatch.setattr(cases, "setting", lambda model, block_size: (tiny.gpt2(), tiny.tokenizer(), prepare(records, tiny.tokenizer(), block_size=block_size)))
     options = dict(model="tiny", steps=30, held_out=8, block_size=16, learning_rate=1e-3)
-    begin = cases.case_fit("ours", **options | dict(steps=6, learning_rate=1e-9))
+    begin = cases.case_fit("ours", **options | dict(steps=8, learning_rate=1e-9))
     fit, train = cases.case_fit("ours", **options), cases.case_train("ours", points=1, **options)
     assert fit["loss"] == pytest.approx(train["loss"], rel=0.02) and fit["loss"] < begin["loss"] - 0.1
-    assert fit["tokens_per_second"] > 0
 
 
 def test_a_failure_is_an_answer():

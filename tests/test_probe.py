@@ -19,18 +19,12 @@ from clm_nb.probe import forget, tested, trouble, untested, version_lines, works
 from clm_nb.data.encoders import tokenizer_json
 from clm_nb.tokenize import tokenize
 from clm_nb.train import train
-from conftest import asked
 from tiny import everywhere, gpt2, llama, needs_bf16, texts, tokenizer
 
 datasets.disable_progress_bars()
 
 
-@pytest.fixture(autouse=True)
-def asked_anew():
-    forget()
-    yield
-    forget()
-    asked.clear()  # by what conftest asks before each test
+pytestmark = pytest.mark.usefixtures("asked_anew")
 
 
 def said(caplog): return [record.message for record in caplog.records if record.name == "clm_nb"]

@@ -1,5 +1,6 @@
 "Tiny random models, tokenizers and splits for the tests: no network, milliseconds to make"
-import sys
+import sys, traceback
+from pathlib import Path
 import pytest, torch, transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -70,6 +71,22 @@ class Seen(TorchDispatchMode):
         out = operation(*args, **(kwargs or {}))
         self.tensors |= {(t.dtype, tuple(t.shape)) for t in tree_leaves(out) if torch.is_tensor(t)}
         return out
+
+
+class Questions(TorchDispatchMode):
+    "(operation, file) each time that the device is asked for numbers, and a GPU would be waited for; the file is that of the caller"
+    asking = ("_local_scalar_dense", "nonzero", "masked_select", "equal")
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.name().removeprefix("aten::").split(".")[0]
+        by = args[1] if name in ("index", "index_put_", "_index_put_impl_") else []
+        if name in self.asking or any(t is not None and t.dtype == torch.bool for t in by):
+            files = [Path(frame.filename) for frame in traceback.extract_stack()[:-1] if "torch" not in Path(frame.filename).parts]
+            self.asked.append((name, "/".join(files[-1].parts[-2:])))
+        return operation(*args, **(kwargs or {}))
 
 
 def everywhere(monkeypatch, module, name: str, new):

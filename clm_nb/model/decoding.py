@@ -20,7 +20,7 @@ from transformers import GenerationConfig, GenerationMixin, StaticCache
 
 from ..probe import works
 from .causal import probe_rows
-from .inference import cache_name, DrawFromTop, roomy_cache
+from .inference import asked_for, cache_name, DrawFromTop, how_to_choose, roomy_cache
 from .model import evaluating
 from .options import check_finite
 from .recorded import Recorded
@@ -53,14 +53,13 @@ class Decoding:
         choose: Callable = likeliest, # (prompts, vocabulary) scores → (prompts, 1) ids
     ):
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
-        self.model, self.prompts, self.mask, self.choose = model, ids, mask, choose
+        self.model, self.prompts, self.choose = model, ids, choose
         self.new, self.fewest = config.max_new_tokens, config.min_new_tokens or 0
         self.cache = StaticCache(model.config, ids.shape[1] + self.new)
-        self.seen = pad(mask.bool(), (0, self.new)) # (prompts, all tokens)
+        self.mask = pad(mask.bool(), (0, self.new)) # (prompts, all tokens)
         self.ids = ids.new_zeros(len(ids), self.new)
         self.made = ids.new_zeros(1, 1)
         self.stop = ids.new_tensor(config.eos_token_id or [])
-        self.ended = torch.zeros_like(ids[:, :1], dtype=torch.bool) # (prompts, 1)
         self.worst = torch.zeros_like(ids[:, :1], dtype=torch.float32) # see `over`
 
 # %% ../../nbs/model/decoding.ipynb #f9813023
@@ -89,33 +88,37 @@ def keep(
     ids = self.choose(scores)
     self.ids.scatter_(1, self.made.expand_as(ids), ids)
     place = self.prompts.shape[1] + self.made
-    self.seen.scatter_(1, place.expand_as(ids), True)
-    self.ended |= (ids == self.stop).any(1, keepdim=True)
+    self.mask.scatter_(1, place.expand_as(ids), True)
     self.made += 1
 
 # %% ../../nbs/model/decoding.ipynb #7dff5bc5
 @patch
-def read_prompts(self: Decoding):
+def prefill(self: Decoding):
     "The first new token of each prompt"
-    positions = (self.mask.cumsum(-1) - 1).masked_fill(self.mask == 0, 1)
-    self.keep(self.scores(self.prompts, self.mask, positions))
+    mask = self.mask[:, :self.prompts.shape[1]].long()
+    positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    self.keep(self.scores(self.prompts, mask, positions))
 
 # %% ../../nbs/model/decoding.ipynb #b4aac046
 @patch
 def step(self: Decoding):
     "One more token of each prompt"
-    last = self.ids.gather(1, (self.made - 1).expand_as(self.ended))
-    positions = self.seen.sum(1, keepdim=True) - 1
+    last = self.ids.gather(1, (self.made - 1).expand(len(self.ids), 1))
+    positions = self.mask.sum(1, keepdim=True) - 1
     dtype = self.cache.layers[0].keys.dtype
-    hidden = torch.zeros_like(self.seen, dtype=dtype)
-    hidden.masked_fill_(~self.seen, torch.finfo(dtype).min)
+    hidden = torch.zeros_like(self.mask, dtype=dtype)
+    hidden.masked_fill_(~self.mask, torch.finfo(dtype).min)
     self.keep(self.scores(last, hidden[:, None, None], positions))
 
 # %% ../../nbs/model/decoding.ipynb #4ec229ae
 @patch
-def over(self: Decoding) -> bool:
+def over(
+    self: Decoding,
+    made: int, # how many new tokens there are
+) -> bool:
     "Whether every text has ended; an error where the scores weren't finite"
-    worst, ended = torch.stack([self.worst.sum(), self.ended.all().float()]).cpu()
+    ended = torch.isin(self.ids[:, :made], self.stop).any(1).all()
+    worst, ended = torch.stack([self.worst.sum(), ended.float()]).cpu()
     check_finite(worst[None])
     return bool(ended)
 
@@ -133,7 +136,7 @@ def run(
     streamer=None, # its `put` gets the prompts' ids, then each token's, as from `model.generate`
 ): # (prompts, new) ids; what follows an EOS isn't part of the text
     "What the model makes of the prompts"
-    make, step = self.read_prompts, self.step
+    make, step = self.prefill, self.step
     if on_gpu(self.model):
         step = Recorded(step, "Tokens", plain=2)
     if streamer:
@@ -143,7 +146,7 @@ def run(
             make()
         make = step
         asked = streamer or made % 8 == 0 or made == self.new
-        over = asked and self.over()
+        over = asked and self.over(made)
         if streamer:
             streamer.put(self.ids[:, made - 1].cpu())
         if over:
@@ -151,8 +154,7 @@ def run(
     return self.ids[:, :made]
 
 # %% ../../nbs/model/decoding.ipynb #997e4e3a
-plain_options = {"max_new_tokens", "min_new_tokens", "do_sample", "num_beams", "temperature",
-                 "top_k", "top_p", "eos_token_id", "use_cache"}
+plain_options = how_to_choose | {"min_new_tokens", "eos_token_id", "use_cache"}
 
 
 def usual_model(
@@ -173,8 +175,7 @@ def can_decode(
     options: dict, # of `generate`
 ) -> bool:
     "Whether `Decoding` makes what these options ask for"
-    asked = {name for name, value in options.items() if value not in (None, False)}
-    simple = asked <= plain_options and options.get("use_cache", True)
+    simple = asked_for(options) <= plain_options and options.get("use_cache", True)
     quick = options["num_beams"] == 1 and (options["top_k"] or not options["do_sample"])
     long = options["max_new_tokens"] >= 16
     return bool(simple and quick and long and on_gpu(model) and usual_model(model)

@@ -53,7 +53,7 @@ class Recorded:
     ):
         self.work, self.what, self.plain, self.repeat = work, what, plain, None
 
-
+# %% ../../nbs/model/recorded.ipynb #bbd8b7f2
 @patch
 def record(self: Recorded):
     "Record the work, if it can be recorded"

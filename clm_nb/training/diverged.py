@@ -46,7 +46,7 @@ def gradient_norm(
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
 
-
+# %% ../../nbs/training/diverged.ipynb #2a1d3386
 class WatchGradients(TrainerCallback):
     "Ends a run before a step with losses or gradients that aren't finite"
     def __init__(self, trainer: CheckpointTrainer):

@@ -1,7 +1,6 @@
 "Tokens made in tensors that stay where they are: the texts of the usual way, from a recording that knows no Python"
 import pytest, torch
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig
 import clm_nb.model.device
 from clm_nb import generate as generate_room
@@ -12,7 +11,7 @@ from clm_nb.model.sampling import left_padded
 from clm_nb.probe import forget, trouble
 from families import bidirectional, every, make
 from short_runs import large
-from tiny import everywhere, gpt2, llama, tokenizer
+from tiny import Questions, everywhere, gpt2, llama, tokenizer
 
 prompts = ["The quick", "def f(x):", "a"]
 sampling = dict(do_sample=True, num_beams=1, temperature=1.0, top_k=50, top_p=0.95)
@@ -25,7 +24,7 @@ def tensors_of(job):
 
 
 @pytest.fixture
-def recordings(monkeypatch):
+def recordings(asked_anew, monkeypatch):
     """In the place of a GPU: PyTorch traces the work to a list of operations on these very tensors, in which every number of
     Python is what it was, and carries that list out. What was recorded"""
     lists = []
@@ -37,12 +36,10 @@ def recordings(monkeypatch):
         torch.set_rng_state(rng)
         lists.append(flat)
         return torch.no_grad()(flat)
-    forget()
     monkeypatch.setattr(decoding, "on_gpu", lambda model: True)
     monkeypatch.setattr(recorded, "aside", lambda work: work())
     monkeypatch.setattr(recorded, "recording", recording)
-    yield lists
-    forget()
+    return lists
 
 
 def usual(*args, **options):
@@ -80,23 +77,11 @@ def test_texts_that_ended_are_noticed_at_the_eighth_token(recordings):
     text, inputs = generate(model, tok, prompts[0], max_new_tokens=40, do_sample=False), left_padded([tok(prompts[0])["input_ids"]], 0)
     third = made()[0, 2].item()
     assert torch.equal(made(eos_token_id=[third]), made()[:, :8]) and made().shape == (1, 40)
-    assert generate(model, tok, prompts[0], max_new_tokens=40, do_sample=False, eos_token_id=third) == \
-        usual(model, tok, prompts[0], max_new_tokens=40, do_sample=False, eos_token_id=third) != text
-
-
-class Watch(TorchDispatchMode):
-    "Notes each operation that asks the device for a number, or makes a tensor somewhere else"
-    asks = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
-    def __init__(self, wrong):
-        super().__init__()
-        self.wrong = wrong
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if any(name in str(func) for name in self.asks): self.wrong.append(str(func))
-        places = args[1] if str(func).startswith("aten.index") and isinstance(args[1], list) else []
-        if any(x is not None and x.dtype == torch.bool for x in places): self.wrong.append(str(func))
-        return func(*args, **kwargs)
+    ended = dict(max_new_tokens=40, do_sample=False, eos_token_id=third)
+    assert generate(model, tok, prompts[0], **ended) == usual(model, tok, prompts[0], **ended) != text
+    later = ended | dict(min_new_tokens=20)  # without, the third token ends it
+    assert third not in made(eos_token_id=[third], min_new_tokens=20)[:, :20]
+    assert generate(model, tok, prompts[0], **later) == usual(model, tok, prompts[0], **later) != usual(model, tok, prompts[0], **ended)
 
 
 @pytest.mark.parametrize("options", [sampling, sampling | dict(do_sample=False)])
@@ -104,15 +89,14 @@ class Watch(TorchDispatchMode):
 def test_a_step_asks_the_device_for_nothing_and_leaves_all_tensors_where_they_are(family, options):
     model = make(family)
     job = Decoding(model, left_padded([[5, 6, 7], [8]], 0), GenerationConfig(max_new_tokens=9, min_new_tokens=3, eos_token_id=[9]), chooser(options))
-    wrong = []
     with torch.no_grad():
-        job.read_prompts()
+        job.prefill()
         places = [x.data_ptr() for x in tensors_of(job)]
-        with Watch(wrong): job.step()
+        with Questions() as questions: job.step()
         job.step()
-        assert not wrong and places == [x.data_ptr() for x in tensors_of(job)]
-        with Watch(wrong): job.over()
-    assert wrong  # that it is noticed
+        assert not questions.asked and places == [x.data_ptr() for x in tensors_of(job)]
+        with Questions() as questions: job.over(3)
+    assert questions.asked  # that it is noticed
 
 
 def test_from_the_second_token_on_the_weights_are_in_bf16(recordings, monkeypatch):
@@ -126,7 +110,7 @@ def test_from_the_second_token_on_the_weights_are_in_bf16(recordings, monkeypatc
     seen, keep = [], Decoding.keep
     monkeypatch.setattr(Decoding, "keep", lambda self, scores: seen.append(scores.clone()) or keep(self, scores))
     with torch.no_grad():
-        text.read_prompts()
+        text.prefill()
         for _ in range(5):
             text.step()
             kinds.append({layer.keys.dtype for layer in text.cache.layers})
