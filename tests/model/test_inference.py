@@ -115,6 +115,15 @@ def test_the_quick_draw_draws_what_sampling_probabilities_says(options):
     assert not found[expected == 0].any()
 
 
+def test_the_quick_draw_is_that_of_multinomial():
+    draw, scores = clm_nb.model.inference.DrawFromTop(0.8, 400, 0.9, stop=[], first_stop=0), torch.randn(500, 400, generator=torch.Generator().manual_seed(1))
+    likeliest, ids = scores.topk(400)
+    torch.manual_seed(3)
+    theirs = ids.gather(1, torch.multinomial(sampling_probabilities(likeliest, 0.8, top_p=0.9), 1))
+    torch.manual_seed(3)
+    assert torch.equal(draw.drawn(scores), theirs) and len(theirs.unique()) > 50
+
+
 @pytest.mark.parametrize("options", [{}, dict(repetition_penalty=1.3), dict(min_new_tokens=70)])
 @pytest.mark.parametrize("kind", kept)
 def test_a_cache_with_room_to_spare_changes_no_token_whatever_a_model_keeps(kind, options, monkeypatch):
